@@ -1,0 +1,1 @@
+"""Training tiles and their degradation."""

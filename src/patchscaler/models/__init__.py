@@ -1,0 +1,1 @@
+"""The networks of PatchScaler, one class a file."""

@@ -1,0 +1,113 @@
+"""Building blocks shared by the networks.
+
+Every convolutional block has a bounded receptive field and normalises over channels at each position only,
+so the result at a pixel depends neither on the size of the image nor on the tile it is computed in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, H, W) at each position; free of copies in channels-last memory."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, H, W) over C."""
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions around a residual; starts as the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        return x + self.conv2(F.silu(self.conv1(self.norm(x))))
+
+
+class GatedBlock(nn.Module):
+    """Gated depthwise convolution and gated feed-forward, after NAFNet (arXiv 2204.04676).
+
+    NAFNet's channel attention pools over the whole image and is left out: it would tie every pixel to the crop.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = ChannelNorm(channels)
+        self.expand = nn.Conv2d(channels, 2 * channels, 1)
+        self.depthwise = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
+        self.project = zeroed(nn.Conv2d(channels, channels, 1))
+        self.norm2 = ChannelNorm(channels)
+        self.feed = nn.Conv2d(channels, 2 * channels, 1)
+        self.out = zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        x = x + self.project(_gate(self.depthwise(self.expand(self.norm1(x)))))
+        return x + self.out(_gate(self.feed(self.norm2(x))))
+
+
+class Attention(nn.Module):
+    """Multi-head attention with normalised queries and keys; keys and values may come from a cache."""
+
+    def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_query = nn.Linear(width, width)
+        self.to_key_value = nn.Linear(context_width or width, 2 * width)
+        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.project = nn.Linear(width, width)
+
+    def key_value(self, context: Tensor) -> Tensor:
+        """Keys and values (2, n, heads, L, width / heads) of context tokens (n, L, context_width)."""
+        key, value = self.to_key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return torch.stack((self.key_norm(key).to(value.dtype), value))
+
+    def forward(self, x: Tensor, key_value: Tensor | None = None) -> Tensor:
+        """Attend from tokens (n, T, width) to `key_value`, or to themselves."""
+        if key_value is None:
+            key_value = self.key_value(x)
+        query = self.to_query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        query = self.query_norm(query).to(key_value.dtype)
+        mixed = F.scaled_dot_product_attention(query, key_value[0], key_value[1])
+        return self.project(mixed.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Sequential):
+    """Two-layer perceptron on tokens (n, T, width)."""
+
+    def __init__(self, width: int, expansion: int = 4) -> None:
+        super().__init__(
+            nn.Linear(width, expansion * width), nn.GELU("tanh"), nn.Linear(expansion * width, width)
+        )
+
+
+def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    """Zero a layer's parameters, so that the branch it ends contributes nothing at first."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def sinusoidal_embedding(values: Tensor, width: int) -> Tensor:
+    """Sines and cosines (n, width) of values (n,) in [0, 1], frequencies spaced from 1 to 1,000."""
+    frequencies = torch.exp(torch.linspace(0, math.log(1000.0), width // 2, device=values.device))
+    angles = values.float()[:, None] * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
+
+
+def _gate(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=1)
+    return a * b

@@ -1,0 +1,153 @@
+"""Patch-DiT: a diffusion transformer over the tokens of one patch (paper section 3.4)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from patchscaler.models.blocks import Attention, FeedForward, ResBlock, sinusoidal_embedding, zeroed
+from patchscaler.models.restoration import Restored
+from patchscaler.sampling.patches import tokenize, untokenize
+
+
+class ConditionStem(nn.Module):
+    """Convolutions over the whole conditioning map, run once before it is cut into patches.
+
+    Patches are denoised independently; through this map each of them still knows its surroundings, at no cost in
+    tokens.
+    """
+
+    def __init__(
+        self, latent_channels: int, lr_fold: int, feature_channels: int, width: int, out: int
+    ) -> None:
+        super().__init__()
+        self.lr_fold = lr_fold
+        self.body = nn.Sequential(
+            nn.Conv2d(latent_channels + 1 + 3 * lr_fold**2 + feature_channels, width, 3, padding=1),
+            ResBlock(width),
+            ResBlock(width),
+            nn.Conv2d(width, out, 1),
+        )
+
+    def forward(self, restored: Restored, lr: Tensor) -> Tensor:
+        """Condition map (B, c + out, H, W): y_0 itself, then the stem's features."""
+        folded = F.pixel_unshuffle(lr * 2 - 1, self.lr_fold)
+        inputs = (restored.latent, restored.confidence, folded, restored.features)
+        features = self.body(torch.cat([x.to(restored.latent.dtype) for x in inputs], dim=1))
+        return torch.cat((restored.latent, features.to(restored.latent.dtype)), dim=1)
+
+
+class PatchDiT(ModelMixin, ConfigMixin):
+    """Predicts x_0 of a patch from (x_t, y_0, t, T, texture prompt), as a correction of y_0.
+
+    The parts that do not change from step to step, `condition_tokens` and `prompt_cache`, are computed once per
+    patch and handed to every call.
+
+    Args:
+        latent_channels: channels c of the latent.
+        lr_fold: side of the block of LR pixels that one latent covers.
+        feature_channels: channels of the restoration module's features.
+        patch_size: side p of a patch in latents.
+        token_size: side of the square of latents that becomes one token.
+        width: width of the transformer.
+        heads: attention heads.
+        depth: transformer blocks.
+        prompt_every: every so many blocks one attends to the prompt.
+        prompt_width: width of the prompt tokens.
+        stem_width: width of the condition stem.
+        stem_channels: channels that the stem adds to y_0.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 16,
+        lr_fold: int = 2,
+        feature_channels: int = 144,
+        patch_size: int = 16,
+        token_size: int = 2,
+        width: int = 320,
+        heads: int = 5,
+        depth: int = 6,
+        prompt_every: int = 3,
+        prompt_width: int = 320,
+        stem_width: int = 96,
+        stem_channels: int = 64,
+    ) -> None:
+        super().__init__()
+        self.latent_channels = latent_channels
+        self.token_size = token_size
+        self.side = patch_size // token_size
+        area = token_size**2
+        self.stem = ConditionStem(latent_channels, lr_fold, feature_channels, stem_width, stem_channels)
+        self.embed_condition = nn.Linear((latent_channels + stem_channels) * area, width)
+        self.embed = nn.Linear(latent_channels * area, width)
+        self.position = nn.Parameter(torch.randn(self.side**2, width) * 0.02)
+        self.time = nn.Sequential(nn.Linear(512, width), nn.SiLU(), nn.Linear(width, width))
+        self.modulation = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(width, 6 * width)))
+        self.blocks = nn.ModuleList(
+            _Block(width, heads, prompt_width if index % prompt_every == 0 else None)
+            for index in range(depth)
+        )
+        self.out_modulation = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(width, 2 * width)))
+        self.out_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.out = zeroed(nn.Linear(width, latent_channels * area))
+
+    def condition_tokens(self, condition: Tensor) -> Tensor:
+        """Tokens (n, T, width) of patches (n, c + stem_channels, p, p) cut from the condition map."""
+        return self.embed_condition(tokenize(condition, self.token_size)) + self.position
+
+    def prompt_cache(self, prompt: Tensor) -> Tensor:
+        """Keys and values (cross blocks, 2, n, heads, L, head width) of prompt tokens (n, L, prompt_width)."""
+        return torch.stack([b.cross.key_value(prompt) for b in self.blocks if b.cross is not None])
+
+    def forward(
+        self, x: Tensor, y: Tensor, condition: Tensor, prompt: Tensor, timestep: Tensor, start: Tensor
+    ) -> Tensor:
+        """Predict x_0 (n, c, p, p).
+
+        Args:
+            x: noisy patches x_t (n, c, p, p).
+            y: coarse patches y_0 (n, c, p, p).
+            condition: what `condition_tokens` returned for these patches.
+            prompt: what `prompt_cache` returned for these patches.
+            timestep: t (n,) in [0, 1].
+            start: T (n,), the timestep at which each patch's path began.
+        """
+        times = torch.cat((sinusoidal_embedding(timestep, 256), sinusoidal_embedding(start, 256)), dim=1)
+        time = self.time(times.to(condition.dtype))
+        modulation = self.modulation(time).unflatten(-1, (6, -1))
+        tokens = self.embed(tokenize(x, self.token_size)) + condition
+        crossed = 0
+        for block in self.blocks:
+            cache = None
+            if block.cross is not None:
+                cache, crossed = prompt[crossed], crossed + 1
+            tokens = block(tokens, modulation, cache)
+        scale, shift = self.out_modulation(time)[:, None].chunk(2, dim=-1)
+        out = self.out(self.out_norm(tokens) * (1 + scale) + shift)
+        return y + untokenize(out, self.latent_channels, self.token_size)
+
+
+class _Block(nn.Module):
+    """Transformer block; the time modulation is shared by all blocks but for a table of offsets (arXiv 2310.00426)."""
+
+    def __init__(self, width: int, heads: int, prompt_width: int | None) -> None:
+        super().__init__()
+        self.offsets = nn.Parameter(torch.randn(6, width) / width**0.5)
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.attention = Attention(width, heads)
+        self.cross = None if prompt_width is None else Attention(width, heads, prompt_width)
+        self.cross_norm = None if prompt_width is None else nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.feed = FeedForward(width)
+
+    def forward(self, x: Tensor, modulation: Tensor, prompt: Tensor | None) -> Tensor:
+        scale1, shift1, gate1, scale2, shift2, gate2 = (modulation + self.offsets)[:, :, None].unbind(1)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1)
+        if self.cross is not None and self.cross_norm is not None:
+            x = x + self.cross(self.cross_norm(x), prompt)
+        return x + gate2 * self.feed(self.norm2(x) * (1 + scale2) + shift2)

@@ -1,0 +1,1 @@
+"""Patches, groups, noise schedule and the packed sampling engine."""

@@ -1,0 +1,38 @@
+"""Counter-based noise: the noise of a patch is a function of (seed, row, column) and of nothing else."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+def patch_noise(seed: int, rows: Tensor, cols: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Standard normal noise (n, *shape), float32, the same on every device up to rounding.
+
+    Args:
+        seed: any integer.
+        rows, cols: int64 (n,), the positions of the patches in their image.
+        shape: shape of one patch, with an even number of values.
+    """
+    key = torch.full_like(rows, seed & _MASK)
+    for word in (torch.full_like(rows, (seed >> 32) & _MASK), rows, cols):
+        key = _mix(key ^ _mix(word + 0x9E3779B9))
+    half = math.prod(shape) // 2
+    counter = torch.arange(2 * half, device=rows.device)
+    bits = _mix(key[:, None] ^ _mix(counter + 0x85EBCA6B))
+    uniform = ((bits >> 8).float() + 0.5) / 2**24
+    radius = (-2 * uniform[:, :half].log()).sqrt()
+    angle = 2 * math.pi * uniform[:, half:]
+    return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=1).view(-1, *shape)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit words held in int64 (`lowbias32` of Chris Wellons' hash prospector, public domain)."""
+    x = x & _MASK
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)

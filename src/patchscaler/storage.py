@@ -1,0 +1,162 @@
+"""Model folders: config.json, one folder of safetensors per network, the texture memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from patchscaler.errors import ModelError
+from patchscaler.sampling.grouping import Plan
+from patchscaler.texture_memory import ReferenceTextureMemory
+
+NETWORKS = ("autoencoder", "restoration", "patch_dit", "texture_classifier", "texture_encoder")
+BUNDLED = Path(__file__).parent / "weights"
+_KIND = "PatchScalerPipeline"
+
+
+def locate(source: str | os.PathLike[str] | None) -> Path:
+    """The folder of a model: as given, the bundled one, or a snapshot of a hub repository.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if source is None:
+        folder = BUNDLED
+    elif Path(source).exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        folder = Path(source)
+    else:
+        folder = _snapshot(str(source))
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"no model in {folder}: a model folder holds config.json and its networks")
+    return folder
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The constructor arguments of a pipeline saved in `folder`, on the CPU; `sampling` as a dict.
+
+    Raises:
+        ModelError: a part is missing, broken or of another kind.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        if config["_class_name"] != _KIND:
+            raise ModelError(f"{folder} holds a {config['_class_name']}, not a {_KIND}")
+        parts: dict[str, Any] = {
+            "sampling": config["sampling"],
+            "plans": {name: Plan.from_dict(plan) for name, plan in config["plans"].items()},
+            "card": config["card"],
+        }
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ModelError(f"{folder / 'config.json'} is not the config of a patchscaler model") from error
+    for name in NETWORKS:
+        parts[name] = _load_network(folder / name, name)
+    memory = folder / "texture_memory.safetensors"
+    if memory.exists():
+        parts["texture_memory"] = ReferenceTextureMemory.load(memory)
+        check_latent_space(parts["texture_memory"], parts["autoencoder"])
+    return parts
+
+
+def save(
+    folder: Path,
+    config: Mapping[str, Any],
+    networks: Mapping[str, nn.Module],
+    memory: ReferenceTextureMemory | None,
+) -> None:
+    """Write a model folder, the networks in half precision and config.json last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, network in networks.items():
+        _save_network(network, folder / name)
+    if memory is not None:
+        memory.save(folder / "texture_memory.safetensors")
+    _write_config(folder, {"_class_name": _KIND, **config})
+
+
+def write_plans(folder: Path, plans: Mapping[str, Plan]) -> None:
+    """Replace the plans in the config.json of a model folder, and nothing else."""
+    config = json.loads((folder / "config.json").read_text())
+    config["plans"] = {name: plan.to_dict() for name, plan in plans.items()}
+    _write_config(folder, config)
+
+
+def latent_space(autoencoder: nn.Module) -> str:
+    """A name for the latents of an autoencoder: the hash of all that shapes them, in half precision."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(autoencoder.state_dict().items()):
+        if "decoder" not in name:
+            digest.update(tensor.detach().half().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_latent_space(memory: ReferenceTextureMemory, autoencoder: nn.Module) -> None:
+    """Refuse a memory of another autoencoder's latents with a ModelError."""
+    if memory.latent_space != latent_space(autoencoder):
+        raise ModelError(
+            "this texture memory was built with another autoencoder: build it again for this model"
+        )
+
+
+def _load_network(folder: Path, name: str) -> nn.Module:
+    from patchscaler.models.autoencoder import Autoencoder
+    from patchscaler.models.kl_autoencoder import KLAutoencoder
+    from patchscaler.models.patch_dit import PatchDiT
+    from patchscaler.models.restoration import RestorationModule
+    from patchscaler.models.texture_classifier import TextureClassifier
+    from patchscaler.models.texture_encoder import TextureEncoder
+
+    kinds: dict[str, Any] = {
+        "Autoencoder": Autoencoder,
+        "AutoencoderKL": KLAutoencoder,
+        "RestorationModule": RestorationModule,
+        "PatchDiT": PatchDiT,
+        "TextureClassifier": TextureClassifier,
+        "TextureEncoder": TextureEncoder,
+    }
+    try:
+        kind = json.loads((folder / "config.json").read_text())["_class_name"]
+        return kinds[kind].from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"the {name} in {folder} is missing or broken: {_first_line(error)}") from error
+
+
+def _save_network(network: nn.Module, folder: Path) -> None:
+    """Save a half-precision copy, so that the network in use keeps its precision."""
+    state: dict[str, Tensor] = {
+        name: value.detach().to("cpu", torch.float16).contiguous()
+        for name, value in network.state_dict().items()
+    }
+    vae = getattr(network, "vae", None)
+    if vae is not None:
+        network, state = vae, {name.removeprefix("vae."): value for name, value in state.items()}
+    network.save_config(folder)  # type: ignore[operator]
+    from safetensors.torch import save_file
+
+    save_file(state, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+
+
+def _snapshot(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"cannot get the model {repository}: {_first_line(error)}") from error
+
+
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    partial = folder / "config.json.partial"
+    partial.write_text(json.dumps(config, indent=2) + "\n")
+    partial.replace(folder / "config.json")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,180 @@
+"""Stages without sampling: autoencoder, restoration module, decoder."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchscaler.data.dataset import Batch, TileSet
+from patchscaler.data.degradation import Degradation
+from patchscaler.features import EfficientNetFeatures, feature_distance
+from patchscaler.pipeline import PatchScalerPipeline
+from patchscaler.training.losses import confidence_loss
+from patchscaler.training.stage import Logs, Stage, compact, encoders, normal_like, uniform
+
+
+class AutoencoderStage(Stage):
+    """Encoder and decoder without the LR image: L1, perceptual, latents robust to noise, scale and rotation.
+
+    Args:
+        pipeline, tiles, degradation: as in `Stage`.
+        perceptual: weight of the perceptual loss.
+        noise: largest deviation of noise added to the latents, in deviations of the latents.
+        consistency: share of the batch whose latents are rotated, and share whose latents are halved in size, before
+            they are decoded to the image treated alike (arXiv 2502.09509).
+        magnitude: weight of the mean square of the latents, which keeps their scale in bounds.
+    """
+
+    def __init__(
+        self,
+        pipeline: PatchScalerPipeline,
+        tiles: TileSet,
+        degradation: Degradation,
+        perceptual: float = 0.05,
+        noise: float = 0.1,
+        consistency: float = 0.125,
+        magnitude: float = 1e-4,
+    ) -> None:
+        super().__init__(pipeline, tiles, degradation)
+        self.autoencoder = compact(pipeline)
+        self.features = EfficientNetFeatures("lite0")
+        self.perceptual, self.noise, self.consistency, self.magnitude = (
+            perceptual,
+            noise,
+            consistency,
+            magnitude,
+        )
+        self.freeze_all_but(
+            self.autoencoder.encoder, self.autoencoder.decoder.eighth, self.autoencoder.decoder.quarter
+        )
+
+    def compiled(self) -> list[nn.Module]:
+        """Encoder, decoder and features."""
+        return [self.autoencoder.encoder, self.autoencoder.decoder, self.features]
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
+        """Reconstruction loss of the images."""
+        images = batch.images
+        latent = self.autoencoder.encoder(images * 2 - 1)
+        deviation = latent.detach().float().std(dim=(0, 2, 3), keepdim=True)
+        amount = self.noise * uniform(len(images), generator).view(-1, 1, 1, 1)
+        noisy = latent + normal_like(latent, generator) * amount * deviation
+
+        count = round(self.consistency * len(images))
+        turned = torch.cat((noisy[:count].rot90(1, (2, 3)), noisy[count:]))
+        target = torch.cat((images[:count].rot90(1, (2, 3)), images[count:]))
+        decoded = self.autoencoder.decoder(turned).float() * 0.5 + 0.5
+        error = F.l1_loss(decoded, target)
+        if count:
+            halved = self.autoencoder.decoder(F.avg_pool2d(noisy[-count:], 2)).float() * 0.5 + 0.5
+            error = error + self.consistency * F.l1_loss(halved, F.avg_pool2d(images[-count:], 2))
+        perceived = feature_distance(self.features(decoded), self.features(target)).mean()
+        loss = error + self.perceptual * perceived + self.magnitude * latent.float().square().mean()
+        mse = F.mse_loss(decoded.detach().clamp(0, 1), target)
+        return loss, {
+            "l1": error,
+            "perceptual": perceived,
+            "psnr": -10 * mse.log10(),
+            "scale": deviation.mean(),
+        }
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Normalise the latents: mean 0 and deviation 1 per channel over the training tiles."""
+        batches = (batch.images[::4] for batch in self.tiles.batches(16))
+        latents = [self.autoencoder.encoder(images * 2 - 1).float() for images in batches]
+        values = torch.cat([latent.transpose(0, 1).flatten(1) for latent in latents], dim=1)
+        self.autoencoder.latent_mean.copy_(values.mean(dim=1))
+        self.autoencoder.latent_std.copy_(values.std(dim=1))
+
+
+class RestorationStage(Stage):
+    """GRM: L = |y - x|_1 + weight * (C |y - x|^2 - eta log C), the squared error detached.
+
+    Args:
+        pipeline, tiles, degradation: as in `Stage`.
+        weight: lambda, weight of the confidence term.
+        eta: squared latent error at which confidence reaches 1.
+    """
+
+    def __init__(
+        self,
+        pipeline: PatchScalerPipeline,
+        tiles: TileSet,
+        degradation: Degradation,
+        weight: float = 0.5,
+        eta: float = 0.1,
+    ) -> None:
+        super().__init__(pipeline, tiles, degradation)
+        self.restoration = pipeline.restoration
+        self.autoencoder = pipeline.autoencoder
+        self.weight, self.eta = weight, eta
+        self.freeze_all_but(self.restoration)
+
+    def compiled(self) -> list[nn.Module]:
+        """Encoder and restoration module."""
+        return [*encoders(self.pipeline), self.restoration]
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
+        """Restoration and confidence loss."""
+        lr, latent, target = self.pair(batch, generator)
+        restored = self.restoration(latent, lr)
+        error = restored.latent.float() - target.float()
+        squared = error.detach().square().mean(dim=1, keepdim=True)
+        confidence = restored.confidence.float()
+        loss = error.abs().mean() + self.weight * confidence_loss(confidence, squared, self.eta)
+        before = (latent.float() - target.float()).square().mean()
+        return loss, {
+            "l1": error.abs().mean(),
+            "l2": squared.mean(),
+            "before": before,
+            "confidence": confidence.mean(),
+        }
+
+
+class DecoderStage(Stage):
+    """The decoder learns what restored latents look like, and to take from the LR image what the latent lost.
+
+    Args:
+        pipeline, tiles, degradation: as in `Stage`.
+        perceptual: weight of the perceptual loss.
+        clean: share of the batch decoded from x_HR instead of y_0.
+    """
+
+    def __init__(
+        self,
+        pipeline: PatchScalerPipeline,
+        tiles: TileSet,
+        degradation: Degradation,
+        perceptual: float = 0.1,
+        clean: float = 0.25,
+    ) -> None:
+        super().__init__(pipeline, tiles, degradation)
+        self.autoencoder = compact(pipeline)
+        self.restoration = pipeline.restoration
+        self.features = EfficientNetFeatures("lite0")
+        self.perceptual, self.clean = perceptual, clean
+        self.freeze_all_but(self.autoencoder.decoder)
+
+    def compiled(self) -> list[nn.Module]:
+        """Everything."""
+        return [self.autoencoder.encoder, self.autoencoder.decoder, self.restoration, self.features]
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
+        """Reconstruction loss of the decoded latents."""
+        lr, restored, target = self.restored(batch, generator)
+        count = round(self.clean * len(lr))
+        latent = torch.cat((target[:count], restored.latent[count:]))
+        decoded = self.autoencoder.decode(latent, lr).float()
+        error = F.l1_loss(decoded, batch.images)
+        perceived = feature_distance(self.features(decoded), self.features(batch.images)).mean()
+        mse = (decoded.detach().clamp(0, 1) - batch.images).square().mean(dim=(1, 2, 3))
+        psnr = -10 * mse.clamp(min=1e-7).log10()
+        logs = {
+            "l1": error,
+            "perceptual": perceived,
+            "psnr_clean": psnr[:count].mean(),
+            "psnr": psnr[count:].mean(),
+        }
+        return error + self.perceptual * perceived, logs
