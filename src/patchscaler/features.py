@@ -19,6 +19,8 @@ TAPS: dict[Variant, tuple[int, ...]] = {"lite0": (0, 2, 4, 10), "lite2": (0, 3, 
 class EfficientNetFeatures(nn.Module):
     """Activations after the stem and after some blocks; lite0 serves losses, lite2 only judges.
 
+    Convolutions pad as they were made to for the network's own input size, at every size of image.
+
     Args:
         variant: "lite0" or "lite2".
         taps: numbers of the blocks, from 0, whose outputs are given; the variant's own by default.
@@ -58,7 +60,7 @@ class EfficientNetFeatures(nn.Module):
 
 
 def feature_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """Distance (B,) of two lists of taps: squared difference of unit feature vectors, averaged over positions."""
+    """Distance (B,) of two lists of taps: squares of unit vectors' differences, mean over positions."""
     parts = [(_unit(x) - _unit(y)).square().sum(dim=1).mean(dim=(1, 2)) for x, y in zip(a, b, strict=True)]
     return torch.stack(parts).sum(dim=0)
 

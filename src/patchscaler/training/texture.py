@@ -40,10 +40,7 @@ class TextureStage(Stage):
         super().__init__(pipeline, tiles, degradation)
         self.autoencoder = pipeline.autoencoder
         self.restoration = pipeline.restoration
-        categories = tiles.category_names
-        if categories and tuple(pipeline.texture_classifier.config["categories"]) != categories:
-            config = {**pipeline.texture_classifier.config, "categories": categories}
-            pipeline.texture_classifier = TextureClassifier.from_config(config)
+        pipeline.texture_classifier = _with_categories(pipeline.texture_classifier, tiles.category_names)
         self.classifier = pipeline.texture_classifier
         self.temperature, self.category = temperature, category
         self.entries, self.licences = entries, licences or {}
@@ -97,3 +94,11 @@ class TextureStage(Stage):
 
     def _licence(self, source: str) -> str | None:
         return next((licence for prefix, licence in self.licences.items() if source.startswith(prefix)), None)
+
+
+def _with_categories(classifier: TextureClassifier, categories: tuple[str, ...]) -> TextureClassifier:
+    """A new classifier of the same sizes if the tiles have categories that this one does not tell apart."""
+    if not categories or tuple(classifier.config["categories"]) == categories:
+        return classifier
+    sizes = {name: value for name, value in classifier.config.items() if not name.startswith("_")}
+    return TextureClassifier(**{**sizes, "categories": categories})

@@ -1,0 +1,178 @@
+"""How outputs are judged. Images are uint8 arrays (h, w, 3) in sRGB; both of a pair have the same size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor, nn
+
+from patchscaler.evaluation.colour import ciede2000, srgb_to_lab
+from patchscaler.features import EfficientNetFeatures, feature_distance
+
+Array = np.ndarray
+_LUMA = np.array([65.481, 128.553, 24.966]) / 255
+_HARMONICS_AROUND = 4
+
+
+def luma(image: Array) -> Array:
+    """BT.601 studio-swing luma (h, w) in [16, 235], float64, not rounded."""
+    return 16 + image.astype(np.float64) @ _LUMA
+
+
+def crop_border(image: Array, border: int) -> Array:
+    """The image without `border` pixels on every side."""
+    return image[border : image.shape[0] - border, border : image.shape[1] - border]
+
+
+def psnr_y(image: Array, truth: Array) -> float:
+    """PSNR of luma in dB, peak 255; infinite for equal images."""
+    return _psnr(luma(image) - luma(truth))
+
+
+def psnr_rgb(image: Array, truth: Array) -> float:
+    """PSNR over the three channels in dB, peak 255; infinite for equal images."""
+    return _psnr(image.astype(np.float64) - truth)
+
+
+def ssim_y(image: Array, truth: Array) -> float:
+    """SSIM of luma: 11x11 Gaussian window of sigma 1.5, whole windows only, peak 255 (Wang et al. 2004)."""
+    x, y = luma(image), luma(truth)
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mean_x, mean_y = _gaussian(x), _gaussian(y)
+    var_x, var_y = _gaussian(x * x) - mean_x**2, _gaussian(y * y) - mean_y**2
+    covariance = _gaussian(x * y) - mean_x * mean_y
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return float((similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
+
+
+class DeepFeatureDistance(nn.Module):
+    """DFD, feature distance of EfficientNet-Lite2: 0 for equal images, lower is better; never a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = EfficientNetFeatures("lite2")
+
+    def forward(self, images: Tensor, truth: Tensor) -> Tensor:
+        """Distances (B,) of images (B, 3, H, W) in [0, 1] from their truth."""
+        return feature_distance(self.features(images.float()), self.features(truth.float()))
+
+
+def detail_energy(image: Array, truth: Array, size: int = 128) -> float:
+    """Energy of luma detail (0.25 to 0.5 cycles a pixel) over the truth's in dB: below 0 blur, above 0 noise.
+
+    Averaged over the half of the patches of side `size` whose truth has most of it. Images have sides of
+    `size` or more.
+    """
+    energy, reference = _detail(luma(image), size), _detail(luma(truth), size)
+    richest = np.argsort(-reference, kind="stable")[: max(1, len(reference) // 2)]
+    tiny = 1e-9
+    return float(10 * np.log10((energy[richest] + tiny) / (reference[richest] + tiny)).mean())
+
+
+def seam_power(image: Array, reference: Array, pitch: int = 128) -> float:
+    """How much more the grid of patches shows than in a reference that has no patches; 1 is no more.
+
+    In the profiles of mean absolute luma gradient along both axes: power at the pitch and its harmonics over
+    that of the neighbouring frequencies, divided by the reference's. Every fourth harmonic is left out: these
+    belong to the finer grids of upsampling and of the input's JPEG blocks, too. It is nan unless both sides
+    exceed 2 * pitch.
+    """
+    if min(image.shape[:2]) <= 2 * pitch:
+        return float("nan")
+    return _grid_power(luma(image), pitch) / _grid_power(luma(reference), pitch)
+
+
+def grid_shift_difference(upscale: Callable[[Array], Array], lr: Array, shift: int = 16) -> float:
+    """Mean absolute difference, in levels of 255, of two runs whose patch grids are `shift` LR pixels apart.
+
+    The second run sees the image extended by reflection at the top and on the left.
+    """
+    plain = upscale(lr)
+    shifted = upscale(np.pad(lr, ((shift, 0), (shift, 0), (0, 0)), mode="reflect"))
+    offset = shift * plain.shape[0] // lr.shape[0]
+    return float(np.abs(shifted[offset:, offset:].astype(np.float64) - plain).mean())
+
+
+def colour_shift(image: Array, truth: Array, block: int = 16) -> float:
+    """Mean CIEDE2000 difference between the means of blocks of side `block`."""
+    low, reference = (srgb_to_lab(_blocks(x / 255.0, block).mean(axis=(1, 2))) for x in (image, truth))
+    return float(ciede2000(low, reference).mean())
+
+
+def spearman(x: Array, y: Array) -> float:
+    """Rank correlation of two vectors, ties at their average rank; nan if one is constant."""
+    a, b = (_ranks(np.asarray(values)) for values in (x, y))
+    a, b = a - a.mean(), b - b.mean()
+    spread = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / spread) if spread else float("nan")
+
+
+class Interval(NamedTuple):
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_bootstrap(ours: Array, other: Array, *, resamples: int = 1000, seed: int = 0) -> Interval:
+    """Mean of ours - other over images, and its interval by resampling the images."""
+    gains = np.asarray(ours, dtype=np.float64) - np.asarray(other, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(len(gains), size=(resamples, len(gains)))
+    with np.errstate(invalid="ignore"):  # infinite gains have no interval
+        low, high = np.quantile(gains[picks].mean(axis=1), [0.025, 0.975])
+    return Interval(float(gains.mean()), float(low), float(high))
+
+
+def _psnr(difference: Array) -> float:
+    error = float(np.square(difference).mean())
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")
+
+
+def _gaussian(x: Array) -> Array:
+    """Filter (h, w) to (h - 10, w - 10)."""
+    kernel = np.exp(-np.square(np.arange(11) - 5) / (2 * 1.5**2))
+    kernel /= kernel.sum()
+    for axis in (0, 1):
+        x = sliding_window_view(x, 11, axis=axis) @ kernel
+    return x
+
+
+def _blocks(x: Array, size: int) -> Array:
+    """Whole blocks (n, size, size, ...) of (h, w, ...), row by row."""
+    rows, cols = x.shape[0] // size, x.shape[1] // size
+    x = x[: rows * size, : cols * size].reshape(rows, size, cols, size, *x.shape[2:])
+    return x.swapaxes(1, 2).reshape(rows * cols, size, size, *x.shape[4:])
+
+
+def _detail(y: Array, size: int) -> Array:
+    """Energy (n,) of each patch between 0.25 and 0.5 cycles a pixel."""
+    patches = _blocks(y, size)
+    window = np.hanning(size)
+    patches = (patches - patches.mean(axis=(1, 2), keepdims=True)) * window[:, None] * window
+    frequency = np.fft.fftfreq(size)
+    radius = np.hypot(frequency[:, None], frequency)
+    return np.square(np.abs(np.fft.fft2(patches)))[:, (radius >= 0.25) & (radius <= 0.5)].sum(axis=1)
+
+
+def _grid_power(y: Array, pitch: int) -> float:
+    """Mean over both directions and the harmonics of their power over the power around them."""
+    ratios = []
+    for axis in (0, 1):
+        profile = np.abs(np.diff(y, axis=axis)).mean(axis=1 - axis)
+        periods = len(profile) // pitch
+        power = np.square(np.abs(np.fft.rfft(profile[: periods * pitch] - profile.mean())))
+        harmonic = np.arange(1, pitch // 2) * periods
+        around = (power[harmonic - 1] + power[harmonic + 1]) / 2
+        window = np.ones(2 * _HARMONICS_AROUND + 1)
+        around = np.convolve(around, window, "same") / np.convolve(np.ones(len(around)), window, "same")
+        ratios.append((power[harmonic] / around)[np.arange(1, pitch // 2) % 4 != 0])
+    return float(np.mean(ratios))
+
+
+def _ranks(x: Array) -> Array:
+    _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
