@@ -21,7 +21,7 @@ from patchscaler.pipeline import SCALE, PatchScalerPipeline
 from patchscaler.sampling.grouping import Path, Plan, assign, patch_quality
 from patchscaler.sampling.patches import unfold
 
-CANDIDATES = tuple(Path(timestep, steps) for steps in (1, 2, 4, 8) for timestep in (0.3, 0.43, 0.66, 0.9))
+CANDIDATES = tuple(Path(timestep, steps) for steps in (1, 2, 4) for timestep in (0.43, 0.66, 0.9))
 KEEP: Mapping[str, float] = {"fast": 0.6, "balanced": 0.9, "best": 1.0}
 SHARES = (0.4, 0.35, 0.25)
 

@@ -1,0 +1,103 @@
+import pytest
+import torch
+from patchscaler.runtime.memory import halve_on_out_of_memory
+from patchscaler.sampling.engine import PatchSet, sample_patches
+from patchscaler.sampling.schedule import solver_step, start_state
+
+COUNT = 11
+
+
+def patch_set(steps):
+    generator = torch.Generator().manual_seed(0)
+    starts = {0: 1.0, 1: 0.43, 2: 0.66, 4: 0.9}
+    return PatchSet(
+        latent=torch.randn(COUNT, 4, 16, 16, generator=generator),
+        condition=torch.randn(COUNT, 12, 16, 16, generator=generator),
+        noise=torch.randn(COUNT, 4, 16, 16, generator=generator),
+        start=torch.tensor([starts[count] for count in steps]),
+        steps=torch.tensor(steps),
+    )
+
+
+GROUPINGS = {
+    "all simple": [1] * COUNT,
+    "all hard": [4] * COUNT,
+    "mixed": [4, 0, 2, 1, 1, 0, 4, 2, 1, 0, 4],
+    "no steps": [0] * COUNT,
+}
+
+
+def run(pipeline, patches, **options):
+    options = {"shortcut": "bridge", "batch_size": 4, **options}
+    with torch.inference_mode():
+        return sample_patches(pipeline.patch_dit, pipeline.make_prompt, patches, **options)
+
+
+@torch.inference_mode()
+def one_by_one(pipeline, patches, shortcut):
+    """The plain reference: each patch alone, one step after the other."""
+    dit, results = pipeline.patch_dit, []
+    for i in range(len(patches.start)):
+        y, start, count = patches.latent[i : i + 1], patches.start[i : i + 1], int(patches.steps[i])
+        if count == 0:
+            results.append(y)
+            continue
+        condition = dit.condition_tokens(patches.condition[i : i + 1])
+        prompt = dit.prompt_cache(pipeline.make_prompt(y))
+        state = start_state(y, patches.noise[i : i + 1], start)
+        for step in range(count):
+            timestep, following = start * (count - step) / count, start * (count - step - 1) / count
+            x = dit(state, y, condition, prompt, timestep, start)
+            state = solver_step(state, x, y, timestep, following, start, shortcut)
+        results.append(state)
+    return torch.cat(results)
+
+
+@pytest.mark.parametrize("shortcut", ["bridge", "plain"])
+@pytest.mark.parametrize("steps", GROUPINGS.values(), ids=GROUPINGS.keys())
+def test_the_packed_loop_equals_each_patch_alone(pipeline, steps, shortcut):
+    patches = patch_set(steps)
+    packed = run(pipeline, patches, shortcut=shortcut)
+    torch.testing.assert_close(packed, one_by_one(pipeline, patches, shortcut), atol=1e-4, rtol=0)
+
+
+def test_sampling_changes_what_has_steps_and_nothing_else(pipeline):
+    patches = patch_set(GROUPINGS["mixed"])
+    moved = (run(pipeline, patches) - patches.latent).abs().amax(dim=(1, 2, 3)) > 1e-4
+    assert moved.tolist() == [count > 0 for count in GROUPINGS["mixed"]]
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 64}, {"batch_size": 3, "pack_size": 5}])
+def test_batches_and_packs_do_not_matter(pipeline, options):
+    patches = patch_set(GROUPINGS["mixed"])
+    torch.testing.assert_close(run(pipeline, patches, **options), run(pipeline, patches), atol=1e-5, rtol=0)
+
+
+def test_fixed_shapes_give_equal_bits_in_any_company(pipeline):
+    patches = patch_set(GROUPINGS["mixed"])
+    together = run(pipeline, patches, fixed_shape=True)
+    for chosen in ([0], [3, 10], [6, 2, 9, 4, 7]):
+        index = torch.tensor(chosen)
+        assert torch.equal(run(pipeline, patches[index], fixed_shape=True), together[index])
+
+
+def test_progress_counts_every_evaluation(pipeline):
+    seen = []
+    run(pipeline, patch_set(GROUPINGS["mixed"]), on_step=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == sum(GROUPINGS["mixed"])
+
+
+def test_work_is_halved_until_it_fits():
+    sizes = []
+
+    def work(rows):
+        sizes.append(len(rows))
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError
+        return rows * 2
+
+    assert halve_on_out_of_memory(work, torch.arange(10)).tolist() == [2 * i for i in range(10)]
+    assert max(sizes[-1], sizes[-2]) <= 3
+    with pytest.raises(torch.OutOfMemoryError):
+        halve_on_out_of_memory(lambda rows: work(torch.arange(9)), torch.arange(1))

@@ -1,0 +1,67 @@
+import pytest
+import torch
+from patchscaler.sampling.noise import patch_noise
+from patchscaler.sampling.schedule import mid_state, noise_level, signal, solver_step, start_state
+
+
+@pytest.fixture
+def states():
+    return torch.randn(3, 5, 2, 4, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+
+
+def test_signal_and_noise_keep_unit_variance():
+    times = torch.linspace(0, 1, 11)
+    torch.testing.assert_close(signal(times) ** 2 + noise_level(times) ** 2, torch.ones(11, 1, 1, 1))
+
+
+def test_schedule_has_the_signal_to_noise_ratios_of_the_paper_s_timesteps():
+    times = torch.tensor([0.43, 0.66, 0.90])
+    ratio = (signal(times) / noise_level(times)).flatten() ** 2
+    torch.testing.assert_close(ratio, torch.tensor([1.557, 0.349, 0.0251]), atol=2e-3, rtol=0)
+
+
+def test_the_bridge_starts_where_sampling_starts(states):
+    x, y, eps = states
+    start = torch.full((5,), 0.6)
+    torch.testing.assert_close(mid_state(x, y, eps, start, start, "bridge"), start_state(y, eps, start))
+    assert not torch.allclose(mid_state(x, y, eps, start, start, "plain"), start_state(y, eps, start))
+
+
+@pytest.mark.parametrize("shortcut", ["bridge", "plain"])
+def test_a_step_with_the_true_estimate_stays_on_the_path(states, shortcut):
+    x, y, eps = states
+    start, timestep, following = torch.full((5,), 0.9), torch.full((5,), 0.6), torch.full((5,), 0.2)
+    state = mid_state(x, y, eps, timestep, start, shortcut)
+    expected = mid_state(x, y, eps, following, start, shortcut)
+    stepped = solver_step(state, x, y, timestep, following, start, shortcut)
+    torch.testing.assert_close(stepped, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shortcut", ["bridge", "plain"])
+def test_the_last_step_returns_the_estimate(states, shortcut):
+    x, y, state = states
+    times = torch.full((5,), 0.3)
+    torch.testing.assert_close(solver_step(state, x, y, times, torch.zeros(5), times, shortcut), x)
+
+
+def test_noise_is_standard_normal():
+    index = torch.arange(400)
+    noise = patch_noise(7, index // 20, index % 20, (4, 16, 16))
+    assert noise.shape == (400, 4, 16, 16)
+    assert abs(float(noise.mean())) < 0.01
+    assert abs(float(noise.std()) - 1) < 0.01
+    quantiles = torch.quantile(noise.flatten()[:100_000], torch.tensor([0.1587, 0.5, 0.8413]))
+    torch.testing.assert_close(quantiles, torch.tensor([-1.0, 0.0, 1.0]), atol=0.02, rtol=0)
+
+
+def test_noise_depends_on_seed_and_place_only():
+    place = torch.tensor([2]), torch.tensor([5])
+    shape = (4, 16, 16)
+    alone = patch_noise(1, *place, shape)
+    among = patch_noise(1, torch.arange(4), torch.tensor([5, 5, 5, 1]), shape)
+    assert torch.equal(alone[0], among[2])
+    others = [patch_noise(2, *place, shape), patch_noise(1, place[1], place[0], shape), among[1:2], among[3:4]]
+    others.append(patch_noise(1 + 2**32, *place, shape))
+    for other in others:
+        correlation = float((alone * other).mean())
+        assert abs(correlation) < 5 / alone.numel() ** 0.5
