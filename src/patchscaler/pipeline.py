@@ -78,6 +78,9 @@ class PatchScalerPipeline:
         texture_memory: sharp texture to retrieve from; None prompts no patch.
         plans: named qualities; `balanced` is what a call uses.
         card: what is known about the weights, plain JSON values.
+
+    Attributes:
+        folder: where the weights were read from, if they were.
     """
 
     scale = SCALE
@@ -104,7 +107,7 @@ class PatchScalerPipeline:
         self.texture_memory = texture_memory
         self.plans = dict(plans or {name: _untuned() for name in ("fast", "balanced", "best")})
         self.card = dict(card or {})
-        self._folder: Path | None = None
+        self.folder: Path | None = None
         for network in self.networks.values():
             network.eval().requires_grad_(False)
 
@@ -137,7 +140,7 @@ class PatchScalerPipeline:
         parts = storage.load(folder)
         parts["sampling"] = SamplingConfig(**parts["sampling"])
         pipeline = cls(**parts)
-        pipeline._folder = folder
+        pipeline.folder = folder
         return pipeline.to(place, resolve_dtype(dtype, place))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -173,10 +176,10 @@ class PatchScalerPipeline:
     def fingerprint(self) -> str:
         """Version of the weights and the first 8 hexadecimal digits of their SHA-256."""
         version = self.card.get("version", "unversioned")
-        if self._folder is None:
+        if self.folder is None:
             return f"{version}+unsaved"
         digest = hashlib.sha256()
-        for file in sorted(self._folder.rglob("*.safetensors")):
+        for file in sorted(self.folder.rglob("*.safetensors")):
             digest.update(file.read_bytes())
         return f"{version}+{digest.hexdigest()[:8]}"
 
@@ -211,6 +214,8 @@ class PatchScalerPipeline:
             return self([images], plan=plan, seed=seed, texture=texture, progress=progress,
                         deterministic=deterministic)[0]  # fmt: skip
         chosen = self._plan(plan)
+        if not images:
+            return []
         clock = _Clock(self.device, progress)
         batch_size = 256 if self.device.type == "cuda" else 32
 
@@ -350,7 +355,7 @@ class PatchScalerPipeline:
             plans=self.plans,
             card=self.card,
         )
-        other._folder = self._folder
+        other.folder = self.folder
         return other
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchscaler.data.dataset import TileSet
 from patchscaler.data.degradation import Degradation, DegradationConfig
 from patchscaler.pipeline import PatchScalerPipeline
-from patchscaler.training.checkpoint import has_state, load_state, save_state
+from patchscaler.training.checkpoint import TrainingState, load_rivals, save_rivals
 from patchscaler.training.recipe import Recipe
 from patchscaler.training.stage import Stage
 from patchscaler.training.stages import STAGES
@@ -65,19 +66,20 @@ def train(
     stage.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if pipeline.texture_memory is not None:
         pipeline.texture_memory = pipeline.texture_memory.to(device, torch.float32)
+    if pipeline.folder is not None:
+        load_rivals(pipeline.folder, stage.rivals)
     parameters = dict(stage.trained())
-    averages = {name: value.detach().clone() for name, value in parameters.items()}
-    optimizer = torch.optim.AdamW(
-        parameters.values(),
-        lr=recipe.learning_rate,
-        betas=recipe.betas,
-        weight_decay=recipe.weight_decay,
-        fused=device.type == "cuda",
+    averaged = {name: value for name, value in parameters.items() if not name.startswith("rivals.")}
+    state = TrainingState(
+        parameters,
+        {name: value.detach().clone() for name, value in averaged.items()},
+        dict(stage.rivals.named_buffers()),
+        _optimizer(averaged.values(), stage.rivals.parameters(), recipe, device),
     )
-    step, elapsed = 0, 0.0
-    if resume and has_state(output / "state"):
-        scalars = load_state(output / "state", parameters, averages, optimizer)
-        step, elapsed = int(scalars["step"]), scalars["elapsed"]
+    elapsed = 0.0
+    if resume and state.exists(output / "state"):
+        scalars = state.load(output / "state")
+        stage.step, elapsed = int(scalars["step"]), scalars["elapsed"]
     if recipe.compile:
         for part in stage.compiled():
             part.compile(dynamic=False)
@@ -86,65 +88,82 @@ def train(
 
     generator = torch.Generator(device)
     begin = time.perf_counter() - elapsed
-    progress = _progress(recipe, step, begin, accelerator)
+    progress = _progress(recipe, stage.step, begin, accelerator)
     history: list[float] = []
-    last = step if stop_after is None else step + stop_after
-    mark = (step, time.perf_counter())
-    while progress < 1 and (stop_after is None or step < last):
-        generator.manual_seed(_step_seed(recipe.seed, step, accelerator.process_index))
+    last = recipe.iterations if stop_after is None else stage.step + stop_after
+    mark = (stage.step, time.perf_counter())
+    while progress < 1 and stage.step < last:
+        generator.manual_seed(_step_seed(recipe.seed, stage.step, accelerator.process_index))
         batch = tiles.sample(
             recipe.batch, recipe.crop, generator, texture_share=recipe.texture_share, shrink=recipe.shrink
         )
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step, progress)
         with accelerator.autocast():
             loss, logs = graph(batch, generator)
         accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(list(parameters.values()), recipe.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        decay = min(recipe.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(averages.values()), [p.detach() for p in parameters.values()], 1 - decay)
-        step += 1
-        if step % 10 == 0 or recipe.minutes == 0:
-            progress = _progress(recipe, step, begin, accelerator)
-        if step % recipe.log_every == 0 or progress >= 1:
-            values = _gather(accelerator, {"loss": loss, "norm": norm, **logs})
-            rate = (
-                (step - mark[0]) * recipe.batch * accelerator.num_processes / (time.perf_counter() - mark[1])
-            )
-            mark = (step, time.perf_counter())
+        for group in state.optimizer.param_groups:
+            group["lr"] = recipe.rate(stage.step, progress) * group["pace"]
+            norm = accelerator.clip_grad_norm_(group["params"], recipe.clip)
+            logs[f"norm_{group['name']}"] = norm  # type: ignore[assignment]
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        decay = min(recipe.ema, (1 + stage.step) / (10 + stage.step))
+        torch._foreach_lerp_(
+            list(state.averages.values()), [value.detach() for value in averaged.values()], 1 - decay
+        )
+        stage.step += 1
+        if stage.step % 10 == 0 or recipe.minutes == 0:
+            progress = _progress(recipe, stage.step, begin, accelerator)
+        if stage.step % recipe.log_every == 0 or progress >= 1:
+            values = _gather(accelerator, {"loss": loss, **logs})
+            seconds = time.perf_counter() - mark[1]
+            rate = (stage.step - mark[0]) * recipe.batch * accelerator.num_processes / seconds
+            mark = (stage.step, time.perf_counter())
             history.append(values["loss"])
-            accelerator.log({**values, "samples_per_second": rate}, step=step)
+            accelerator.log({**values, "samples_per_second": rate}, step=stage.step)
             if accelerator.is_main_process:
                 text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-                _log.info(
-                    "%s step %d (%.0f %%)  %s  %.0f samples/s", recipe.stage, step, 100 * progress, text, rate
-                )
-        if step % recipe.save_every == 0 and progress < 1 and accelerator.is_main_process:
-            scalars = {"step": step, "elapsed": time.perf_counter() - begin}
-            save_state(output / "state", parameters, averages, optimizer, scalars)
+                line = "%s step %d (%.0f %%)  %s  %.0f samples/s"
+                _log.info(line, recipe.stage, stage.step, 100 * progress, text, rate)
+        if stage.step % recipe.save_every == 0 and progress < 1 and accelerator.is_main_process:
+            state.save(output / "state", step=stage.step, elapsed=time.perf_counter() - begin)
     if accelerator.is_main_process:
-        scalars = {"step": step, "elapsed": time.perf_counter() - begin}
-        save_state(output / "state", parameters, averages, optimizer, scalars)
-        for name, value in parameters.items():
-            value.data.copy_(averages[name])
+        elapsed = time.perf_counter() - begin
+        state.save(output / "state", step=stage.step, elapsed=elapsed)
+        for name, value in averaged.items():
+            value.data.copy_(state.averages[name])
         stage.eval()
         with accelerator.autocast():
             stage.finish()
         record = {
             "stage": recipe.stage,
-            "steps": step,
-            "minutes": round(scalars["elapsed"] / 60, 1),
+            "steps": stage.step,
+            "minutes": round(elapsed / 60, 1),
             "devices": accelerator.num_processes,
             "batch": recipe.batch * accelerator.num_processes,
             "options": recipe.options,
         }
         pipeline.card["training"] = [*pipeline.card.get("training", []), record]
         pipeline.save_pretrained(output)
+        save_rivals(output, stage.rivals)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return history
+
+
+def _optimizer(
+    own: Iterable[nn.Parameter], rival: Iterable[nn.Parameter], recipe: Recipe, device: torch.device
+) -> torch.optim.AdamW:
+    """AdamW; discriminators at twice the rate and without momentum."""
+    groups = [
+        {"name": "model", "params": list(own), "pace": 1.0, "betas": recipe.betas},
+        {"name": "rivals", "params": list(rival), "pace": 2.0, "betas": (0.0, recipe.betas[1])},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        fused=device.type == "cuda",
+    )
 
 
 def _progress(recipe: Recipe, step: int, begin: float, accelerator: Accelerator) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,27 +28,28 @@ def contrastive_loss(queries: Tensor, keys: Tensor, temperature: float) -> Tenso
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
-def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of a discriminator on its scores of real and of fake images."""
-    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+def hinge_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Hinge loss of a discriminator on its score maps of real and of fake images (arXiv 1705.02894)."""
+    each = [F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)]
+    return torch.stack(each).mean()
 
 
-def clip_gradient(x: Tensor, reference: Tensor, share: float) -> Tensor:
-    """`x`, whose gradient is scaled down on the way back to at most `share` of the norm of `reference`.
+def fix_gradient_norm(x: Tensor, norm: float) -> Tensor:
+    """`x`, whose gradient is scaled on the way back to a given norm.
 
-    Keeps an adversarial gradient below the reconstruction's at the layer where they meet.
+    Balances an adversarial loss with the L1 loss on the same image: the gradient of a mean of n absolute differences
+    has the norm n ** -0.5, whatever the differences are (the adaptive weight of arXiv 2012.09841, in closed form).
     """
-    return _ClippedGradient.apply(x, share * reference)  # type: ignore[return-value]
+    return _FixedNorm.apply(x, norm)  # type: ignore[return-value]
 
 
-class _ClippedGradient(torch.autograd.Function):
+class _FixedNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, limit: Tensor) -> Tensor:
-        ctx.save_for_backward(limit)
+    def forward(ctx: Any, x: Tensor, norm: float) -> Tensor:
+        ctx.norm = norm
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
-        (limit,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        norm = grads[0].float().norm()
-        return grads[0] * (limit.norm() / norm.clamp(min=1e-12)).clamp(max=1).to(grads[0].dtype), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        length = grads[0].float().norm().clamp(min=1e-12)
+        return grads[0] * (ctx.norm / length).to(grads[0].dtype), None

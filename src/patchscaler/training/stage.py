@@ -16,7 +16,6 @@ from patchscaler.models.restoration import Restored
 from patchscaler.pipeline import SCALE, PatchScalerPipeline
 from patchscaler.sampling.patches import unfold
 
-
 Logs = dict[str, Tensor]
 
 
@@ -24,13 +23,22 @@ class Stage(nn.Module):
     """One stage; a subclass names the parts that learn and computes their loss.
 
     `forward` is the whole training graph, so that wrapping a stage for distributed training wraps all of it.
+
+    Attributes:
+        step: optimiser steps done; the loop keeps it.
+        rivals: discriminators. They learn twice as fast and without momentum, are not averaged, and are saved beside
+            the model instead of in it.
     """
+
+    step: int
 
     def __init__(self, pipeline: PatchScalerPipeline, tiles: TileSet, degradation: Degradation) -> None:
         super().__init__()
         self.pipeline = pipeline
         self.tiles = tiles
         self.degradation = degradation
+        self.step = 0
+        self.rivals = nn.ModuleDict()
 
     def freeze_all_but(self, *parts: nn.Module) -> None:
         """Let only these parts learn."""

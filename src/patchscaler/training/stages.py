@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from patchscaler.training.diffusion import DiffusionStage, FinetuneStage
+from patchscaler.training.diffusion import DiffusionStage
+from patchscaler.training.finetune import FinetuneStage
 from patchscaler.training.reconstruction import AutoencoderStage, DecoderStage, RestorationStage
 from patchscaler.training.stage import Stage
 from patchscaler.training.texture import TextureStage

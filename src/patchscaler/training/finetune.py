@@ -1,0 +1,137 @@
+"""Tuning of Patch-DiT at the paths it is sampled with, against a perceptual and an adversarial loss on the image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchscaler.data.dataset import Batch, TileSet
+from patchscaler.data.degradation import Degradation
+from patchscaler.features import EfficientNetFeatures, feature_distance
+from patchscaler.pipeline import PatchScalerPipeline
+from patchscaler.sampling.patches import fold
+from patchscaler.sampling.schedule import solver_step, start_state
+from patchscaler.training.diffusion import DiffusionStage
+from patchscaler.training.discriminator import PixelDiscriminator
+from patchscaler.training.losses import fix_gradient_norm, hinge_loss
+from patchscaler.training.stage import Logs, compact, normal_like, uniform
+
+
+class FinetuneStage(DiffusionStage):
+    """Patch-DiT at its paths: roll out to a random step, decode that estimate of x_0, learn from the image.
+
+    The steps before the chosen one run without gradient. Patches of one image take different paths, so that the
+    losses on the decoded image see the seams between them. What counts as real is the decoded x_HR: the discriminator
+    is to see what the denoiser does wrong, not what the frozen decoder does.
+
+    Args:
+        pipeline, tiles, degradation, drop_prompt: as in `DiffusionStage`.
+        paths: pairs (T, N); each patch draws one.
+        latent, perceptual: weights beside the L1 of the decoded image.
+        adversarial: norm of the adversarial gradient on the decoded image over the norm of the L1's; 0 trains without
+            a discriminator.
+        penalty: weight of the discriminator's smoothness, |D(x) - D(x + noise)|^2 (arXiv 2501.08316, section 3.3).
+        alone: steps that the discriminator learns before the denoiser listens to it.
+    """
+
+    def __init__(
+        self,
+        pipeline: PatchScalerPipeline,
+        tiles: TileSet,
+        degradation: Degradation,
+        paths: tuple[tuple[float, int], ...] = ((0.43, 1), (0.66, 1), (0.9, 2)),
+        latent: float = 0.1,
+        perceptual: float = 0.1,
+        adversarial: float = 0.5,
+        penalty: float = 10.0,
+        alone: int = 500,
+        drop_prompt: float = 0.15,
+    ) -> None:
+        super().__init__(pipeline, tiles, degradation, drop_prompt=drop_prompt)
+        self.features = EfficientNetFeatures("lite0")
+        self.register_buffer("paths", torch.tensor(paths), persistent=False)
+        self.longest = max(int(steps) for _, steps in paths)
+        self.latent, self.perceptual = latent, perceptual
+        self.adversarial, self.penalty, self.alone = adversarial, penalty, alone
+        self.decoder = compact(pipeline).decoder
+        if adversarial:
+            self.rivals["pixel"] = PixelDiscriminator()
+
+    def compiled(self) -> list[nn.Module]:
+        """Everything but the discriminator, whose spectral norm changes its own buffers."""
+        return [*super().compiled(), self.decoder, self.features]
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
+        """Image, latent, perceptual and adversarial loss of an estimate in mid-path, and the discriminator's own."""
+        lr, restored, target = self.restored(batch, generator)
+        y, x = self.cut(restored.latent), self.cut(target)
+        condition, prompt = self.condition(restored, lr, y, batch, generator)
+        estimate = self._roll_out(y, condition, prompt, generator)
+
+        rows, cols = (side // self.pipeline.sampling.patch_size for side in restored.latent.shape[2:])
+        joined = fold(estimate, rows, cols, self.pipeline.sampling.patch_size)
+        decoded = self.autoencoder.decode(joined, lr).float()
+        pixel = F.l1_loss(decoded, batch.images)
+        latent = F.l1_loss(estimate.float(), x.float())
+        perceived = feature_distance(self.features(decoded), self.features(batch.images)).mean()
+        mse = (decoded.detach().clamp(0, 1) - batch.images).square().mean(dim=(1, 2, 3))
+        loss = pixel + self.latent * latent + self.perceptual * perceived
+        logs = {
+            "l1": pixel,
+            "latent": latent,
+            "perceptual": perceived,
+            "psnr": -10 * mse.clamp(min=1e-7).log10().mean(),
+        }
+        if "pixel" not in self.rivals:
+            return loss, logs
+        with torch.no_grad():
+            real = self.autoencoder.decode(target, lr).float()
+        rivalry, more = self._rivalry(decoded, real, generator)
+        return loss + rivalry, logs | more
+
+    def _rivalry(self, fake: Tensor, real: Tensor, generator: torch.Generator) -> tuple[Tensor, Logs]:
+        """Adversarial loss, which teaches the denoiser alone, plus the discriminator's, which teaches it alone."""
+        judge = self.rivals["pixel"]
+        strength = self.adversarial if self.step >= self.alone else 0.0
+        with _frozen(judge):
+            scores = judge(fix_gradient_norm(fake, strength * fake.numel() ** -0.5))
+        deceit = -torch.stack([score.float().mean() for score in scores]).mean()
+        shaken = real + 0.05 * normal_like(real, generator)
+        judged = [score.float().chunk(3) for score in judge(torch.cat((real, shaken, fake.detach())))]
+        hinge = hinge_loss([r for r, _, _ in judged], [f for _, _, f in judged])
+        rough = torch.stack([(r - s).square().mean() for r, s, _ in judged]).mean()
+        real_score = torch.stack([r.mean() for r, _, _ in judged]).mean()
+        logs = {"hinge": hinge, "rough": rough, "score_real": real_score, "score_fake": -deceit}
+        return deceit + hinge + self.penalty * rough, logs
+
+    def _roll_out(self, y: Tensor, condition: Tensor, prompt: Tensor, generator: torch.Generator) -> Tensor:
+        """The estimate of x_0 at a random step of a random path, with gradient through that step alone."""
+        drawn = (uniform(len(y), generator) * len(self.paths)).long()
+        start, steps = self.paths[drawn].unbind(1)
+        before = (uniform(len(y), generator) * steps).floor()
+        state = start_state(y.float(), normal_like(y, generator).float(), start)
+        shortcut = self.pipeline.sampling.shortcut
+        with torch.no_grad():
+            for step in range(self.longest - 1):
+                moving = step < before
+                remaining = (steps - step).clamp(min=1)
+                timestep, following = start * remaining / steps, start * (remaining - 1) / steps
+                x = self.denoiser(state.to(y.dtype), y, condition, prompt, timestep, start)
+                ahead = solver_step(state, x.float(), y.float(), timestep, following, start, shortcut)
+                state = torch.where(moving.view(-1, 1, 1, 1), ahead, state)
+        timestep = start * (steps - before) / steps
+        return self.denoiser(state.to(y.dtype), y, condition, prompt, timestep, start)
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """What the network computes inside teaches its input, not the network."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
