@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from patchscaler import storage
 from patchscaler.errors import InputError
-from patchscaler.imaging.tensors import from_tensor, pad_reflected, to_tensor
+from patchscaler.imaging.streaming import Canvas
+from patchscaler.imaging.tensors import new_image, to_planes
 from patchscaler.models.autoencoder import Autoencoder, upsample
 from patchscaler.models.kl_autoencoder import KLAutoencoder
 from patchscaler.models.patch_dit import PatchDiT
 from patchscaler.models.restoration import RestorationModule, Restored
 from patchscaler.models.texture_classifier import TextureClassifier
 from patchscaler.models.texture_encoder import TextureEncoder
-from patchscaler.result import Progress, ProgressCallback, Stage, UpscaleResult
+from patchscaler.result import ProgressCallback, UpscaleResult
+from patchscaler.runtime.clock import Clock
 from patchscaler.runtime.device import resolve_device, resolve_dtype
-from patchscaler.sampling.engine import PatchSet, sample_patches
-from patchscaler.sampling.grouping import Plan, assign, patch_quality
+from patchscaler.runtime.memory import out_of_memory_in_one_line
 from patchscaler.sampling.grouping import Path as ShortcutPath
-from patchscaler.sampling.noise import patch_noise
-from patchscaler.sampling.patches import fold, grid, unfold
+from patchscaler.sampling.grouping import Plan, assign, patch_quality
 from patchscaler.sampling.schedule import Shortcut
+from patchscaler.stages import Stages
 from patchscaler.texture_memory import ReferenceTextureMemory
 
 SCALE = 4
@@ -53,16 +54,6 @@ class SamplingConfig:
     stride: int = 16
     shortcut: Shortcut = "bridge"
     prompt_count: int = 3
-
-
-@dataclass
-class _Work:
-    """One image on its way through the pipeline."""
-
-    lr: Tensor
-    size: tuple[int, int]
-    latent: Tensor | None = None
-    restored: Restored | None = None
 
 
 class PatchScalerPipeline:
@@ -183,6 +174,7 @@ class PatchScalerPipeline:
             digest.update(file.read_bytes())
         return f"{version}+{digest.hexdigest()[:8]}"
 
+    @out_of_memory_in_one_line()
     @torch.inference_mode()
     def __call__(
         self,
@@ -193,85 +185,90 @@ class PatchScalerPipeline:
         texture: bool = True,
         progress: ProgressCallback | None = None,
         deterministic: bool = False,
+        out: Sequence[Any] | Any = None,
+        tile: int | None = None,
+        memory_limit: int | None = None,
     ) -> Any:
         """Upscale an image, or a list of images of any sizes, by 4.
 
         Args:
-            images: PIL images, uint8 arrays (h, w, 3) or float tensors (3, h, w) in [0, 1]; sides of 8 or more.
+            images: PIL images, uint8 or uint16 arrays (h, w, 3) or float tensors (3, h, w) in [0, 1]; sides of 8
+                or more.
             plan: a name in `plans`, or a plan.
             seed: fixes the noise; a patch's noise depends on it and on the patch's position only.
             texture: retrieve texture prompts; without, every patch gets the learned null prompt.
             progress: told how far each stage is.
             deterministic: give each patch the same result to the bit in any company.
+            out: what to decode into instead of new images: arrays (4h, 4w, 3) of uint8 or uint16, or anything
+                that takes `out[rows, columns] = pixels` with slices and has such a `dtype`; one per image.
+            tile: side of the tiles that an image is processed in, output pixels; None takes the largest that
+                fit in memory, a whole image if it can. Results differ by rounding alone.
+            memory_limit: bytes that this process may hold on the device (on the CPU: in all).
 
         Returns:
             `UpscaleResult`, or a list of them for a list.
 
         Raises:
             InputError: an image of another kind or too small, or no such plan.
+            DeviceError: memory ran out in the smallest tile.
         """
         if not isinstance(images, Sequence):
-            return self([images], plan=plan, seed=seed, texture=texture, progress=progress,
-                        deterministic=deterministic)[0]  # fmt: skip
+            options: dict[str, Any] = {
+                "plan": plan, "seed": seed, "texture": texture, "progress": progress,
+                "deterministic": deterministic, "tile": tile, "memory_limit": memory_limit,
+            }  # fmt: skip
+            return self([images], out=None if out is None else [out], **options)[0]
         chosen = self._plan(plan)
         if not images:
             return []
-        clock = _Clock(self.device, progress)
-        batch_size = 256 if self.device.type == "cuda" else 32
+        clock = Clock(self.device, progress)
+        stages = Stages(self, None if tile is None else -(-tile // self.autoencoder.factor), memory_limit)
 
-        # 1. Pad each image to whole patches and encode its bicubic upsampling: z_LR.
-        works = [self._work(image) for image in images]
-        with clock.stage("encode", len(works)) as tick:
-            for work in works:
-                work.latent = self.encode(upsample(work.lr, SCALE))
-                tick(1)
+        # 1. Encode the bicubic upsampling of each image, padded to whole patches: z_LR.
+        canvases = [self._canvas(image) for image in images]
+        area = sum(canvas.height * canvas.width for canvas in canvases)
+        with clock.stage("encode", area) as tick:
+            for canvas in canvases:
+                stages.encode(canvas, tick)
 
-        # 2. Restore: coarse latent y_0 and confidence C.
-        with clock.stage("restore", len(works)) as tick:
-            for work in works:
-                assert work.latent is not None
-                work.restored = self.restoration(work.latent, work.lr)
-                tick(1)
+        # 2. Restore: coarse latent y_0, confidence C, and what the denoiser knows of each patch.
+        sampled = any(path.steps for path in chosen.paths)
+        with clock.stage("restore", sum(c.rows * c.cols * c.stride**2 for c in canvases)) as tick:
+            for canvas in canvases:
+                stages.restore(canvas, tick, with_condition=sampled)
 
         # 3. Sort all patches of all images into groups by confidence; each group has its path (T, N).
-        parts = [self._patches(work.restored, work.lr, seed, chosen) for work in works if work.restored]
-        patches = _concatenate([part for part, _ in parts])
+        groups = [self._groups(canvas, chosen) for canvas in canvases]
+        group = torch.cat([part.flatten() for part in groups])
+        starts = torch.tensor([path.timestep for path in chosen.paths])[group]
+        steps = torch.tensor([path.steps for path in chosen.paths])[group]
 
-        # 4. Noise y_0 to T and take N steps back, all patches in one packed loop.
-        with clock.stage("sample", int(patches.steps.sum())) as tick:
-            sampled = sample_patches(
-                self.patch_dit,
-                self.make_prompt if texture else self._null_prompt,
-                patches,
-                shortcut=self.sampling.shortcut,
-                batch_size=batch_size,
-                fixed_shape=deterministic,
-                on_step=tick.to,
+        # 4. Noise y_0 to T and take N steps back, all patches in packed loops.
+        with clock.stage("sample", int(steps.sum())) as tick:
+            stages.sample(
+                canvases, starts, steps, tick, seed=seed, texture=texture, deterministic=deterministic
             )
 
         # 5. Put the patches together and decode.
-        results = []
-        with clock.stage("decode", len(works)) as tick:
-            for work, part, groups in zip(
-                works, sampled.split([len(p.start) for p, _ in parts]), [g for _, g in parts], strict=True
-            ):
-                rows, cols = groups.shape
-                image = self.decode(fold(part, rows, cols, self.sampling.stride), work.lr)
-                results.append((image, groups))
-                tick(1)
+        results = out or [
+            new_image(like, *(SCALE * side for side in canvas.size))
+            for like, canvas in zip(images, canvases, strict=True)
+        ]
+        with clock.stage("decode", area) as tick:
+            for canvas, result in zip(canvases, results, strict=True):
+                stages.decode(canvas, result, tick)
 
-        # 6. Crop to the image's size and give back what was passed in.
-        steps_of = torch.tensor([path.steps for path in chosen.paths], dtype=torch.int16)
+        # 6. Give back the kind of image that was passed in, with the record of how it was made.
         return [
             UpscaleResult(
-                image=from_tensor(image[0, :, : work.size[0] * SCALE, : work.size[1] * SCALE], like),
-                confidence=self._crop(work),
-                groups=groups.to(torch.int8).numpy(),
-                steps=steps_of[groups].numpy(),
+                image=Image.fromarray(result) if out is None and isinstance(like, Image.Image) else result,
+                confidence=self._confidence(canvas),
+                groups=part.to(torch.int8).numpy(),
+                steps=torch.tensor([path.steps for path in chosen.paths], dtype=torch.int16)[part].numpy(),
                 timings=clock.seconds,
                 seed=seed,
             )
-            for like, work, (image, groups) in zip(images, works, results, strict=True)
+            for like, canvas, part, result in zip(images, canvases, groups, results, strict=True)
         ]
 
     def encode(self, images: Tensor) -> Tensor:
@@ -293,12 +290,13 @@ class PatchScalerPipeline:
         """Texture prompt tokens (n, L, w) of coarse patches y_0 (n, c, p, p)."""
         memory = self.texture_memory
         if memory is None or len(memory) == 0:
-            return self._null_prompt(latent)
+            return self.null_prompt(latent)
         key = self.texture_classifier(latent).key
         found = memory.search(key, min(self.sampling.prompt_count, len(memory)))
         return self.texture_encoder(found.patches, found.similarity)
 
-    def _null_prompt(self, latent: Tensor) -> Tensor:
+    def null_prompt(self, latent: Tensor) -> Tensor:
+        """The learned prompt tokens (n, 1, w) that stand for no texture, for as many patches."""
         return self.texture_encoder.null_prompt(len(latent))
 
     def _plan(self, plan: str | Plan) -> Plan:
@@ -308,36 +306,32 @@ class PatchScalerPipeline:
             raise InputError(f"no quality {plan!r}; this model has {', '.join(self.plans)}")
         return self.plans[plan]
 
-    def _work(self, image: Any) -> _Work:
-        lr = to_tensor(image, MIN_SIDE).to(self.device, self.dtype)
-        lr_per_latent = self.autoencoder.factor // SCALE
-        padded = pad_reflected(
-            lr, self.sampling.patch_size * lr_per_latent, self.sampling.stride * lr_per_latent
+    def _canvas(self, image: Any) -> Canvas:
+        planes = to_planes(image, MIN_SIDE)
+        return Canvas(
+            planes, self.sampling.patch_size, self.sampling.stride, self.autoencoder.factor // SCALE
         )
-        return _Work(padded[None].contiguous(memory_format=torch.channels_last), (lr.shape[1], lr.shape[2]))
 
-    def _patches(self, restored: Restored, lr: Tensor, seed: int, plan: Plan) -> tuple[PatchSet, Tensor]:
-        """The patches of one image and their groups (rows, cols), on the host."""
-        size, stride = self.sampling.patch_size, self.sampling.stride
-        rows, cols = grid(*restored.latent.shape[2:], size, stride)
-        groups = assign(patch_quality(restored.confidence, size, stride), plan.thresholds).cpu()
-        index = torch.arange(rows * cols, device=self.device)
-        latent = unfold(restored.latent, size, stride)
-        starts = torch.tensor([path.timestep for path in plan.paths])
-        steps = torch.tensor([path.steps for path in plan.paths])
-        patches = PatchSet(
-            latent=latent,
-            condition=unfold(self.patch_dit.stem(restored, lr), size, stride),
-            noise=patch_noise(seed, index // cols, index % cols, tuple(latent.shape[1:])),
-            start=starts[groups].to(self.device),
-            steps=steps[groups],
-        )
-        return patches, groups.view(rows, cols)
+    def _groups(self, canvas: Canvas, plan: Plan) -> Tensor:
+        """The group of each patch of one image (rows, cols), on the host."""
+        quality = patch_quality(canvas.confidence, canvas.patch_size, canvas.stride)
+        return assign(quality, plan.thresholds).cpu().view(canvas.rows, canvas.cols)
 
-    def _crop(self, work: _Work) -> Any:
-        assert work.restored is not None
-        height, width = (-(-side * SCALE // self.autoencoder.factor) for side in work.size)
-        return work.restored.confidence[0, 0, :height, :width].float().cpu().numpy()
+    def _confidence(self, canvas: Canvas) -> Any:
+        height, width = (-(-side // canvas.lr_per_latent) for side in canvas.size)
+        return canvas.confidence[0, 0, :height, :width].cpu().numpy()
+
+    @cached_property
+    def in_float32(self) -> PatchScalerPipeline:
+        """The same weights in float32 on the same device, for the parts where half precision overflows."""
+        networks = copy.deepcopy(self.networks)
+        memory = self.texture_memory
+        return PatchScalerPipeline(
+            **networks,  # type: ignore[arg-type]
+            sampling=self.sampling,
+            texture_memory=memory,
+            plans=self.plans,
+        ).to(self.device, torch.float32)
 
     def with_memory(self, memory: ReferenceTextureMemory | None) -> PatchScalerPipeline:
         """The same networks with another texture memory.
@@ -362,43 +356,3 @@ class PatchScalerPipeline:
 def _untuned() -> Plan:
     """What a model does before it was calibrated: restoration alone."""
     return Plan((), (ShortcutPath(1.0, 0),))
-
-
-def _concatenate(parts: list[PatchSet]) -> PatchSet:
-    return PatchSet(
-        **{name: torch.cat([getattr(p, name) for p in parts]) for name in PatchSet.__annotations__}
-    )
-
-
-class _Tick:
-    """Counts the units of one stage."""
-
-    def __init__(self, stage: Stage, total: int, report: ProgressCallback | None) -> None:
-        self.stage, self.total, self.report, self.done = stage, total, report, 0
-        self.to(0)
-
-    def __call__(self, units: int) -> None:
-        self.to(self.done + units)
-
-    def to(self, done: int) -> None:
-        """Set and report what is done."""
-        self.done = done
-        if self.report is not None:
-            self.report(Progress(self.stage, done, self.total))
-
-
-class _Clock:
-    """Seconds per stage, with the device's queue drained at the end of each."""
-
-    def __init__(self, device: torch.device, report: ProgressCallback | None) -> None:
-        self.device, self.report = device, report
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, stage: Stage, total: int) -> Iterator[_Tick]:
-        """Time one stage."""
-        begin = time.perf_counter()
-        yield _Tick(stage, total, self.report)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[stage] = round(time.perf_counter() - begin, 4)

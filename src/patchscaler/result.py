@@ -14,7 +14,7 @@ STAGES: tuple[Stage, ...] = ("encode", "restore", "sample", "decode")
 
 
 class Progress(NamedTuple):
-    """State of one stage: `done` of `total` units (patch evaluations in `sample`, images elsewhere)."""
+    """State of one stage: `done` of `total` units (patch evaluations in `sample`, latents elsewhere)."""
 
     stage: Stage
     done: int

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from patchscaler.models.blocks import ResBlock, zeroed
 
+_VALUES = 8
+"""Maps of a block's width that are alive at once, the workspace of convolutions included; measured."""
+
 
 class Encoder(nn.Sequential):
     """Images (B, 3, H, W) in [-1, 1] to raw latents (B, c, H/8, W/8)."""
@@ -68,6 +71,11 @@ class Autoencoder(ModelMixin, ConfigMixin):
         latent_channels: channels c of the latent.
         encoder_widths, decoder_widths: channels at 1/4 and 1/8 of the resolution.
         encoder_blocks, decoder_blocks: residual blocks at 1/4 and 1/8 of the resolution.
+
+    Attributes:
+        encode_halo: latents around a tile that its latents depend on, bicubic upsampling included.
+        decode_halo: latents around a tile that its image depends on.
+        values_per_latent: numbers alive at once for each latent of a tile, at most.
     """
 
     factor = 8
@@ -84,6 +92,11 @@ class Autoencoder(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.latent_channels = latent_channels
+        self.encode_halo = _reach(encoder_blocks, at_quarter=2)
+        self.decode_halo = _reach(decoder_blocks, at_quarter=0)
+        self.values_per_latent = _VALUES * max(
+            max(4 * quarter, eighth) for quarter, eighth in (encoder_widths, decoder_widths)
+        )
         self.encoder = Encoder(latent_channels, encoder_widths, encoder_blocks)
         self.decoder = Decoder(latent_channels, decoder_widths, decoder_blocks)
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
@@ -106,6 +119,11 @@ class Autoencoder(ModelMixin, ConfigMixin):
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         return self.latent_mean.view(1, -1, 1, 1), self.latent_std.view(1, -1, 1, 1)
+
+
+def _reach(blocks: tuple[int, int], at_quarter: int) -> int:
+    """Latents that blocks at 1/4 and 1/8 of the resolution, and two more convolutions, see to each side."""
+    return -(-(1 + 2 * blocks[0] + at_quarter) // 2) + 2 * blocks[1] + 1
 
 
 def upsample(lr: Tensor, scale: int) -> Tensor:

@@ -19,6 +19,8 @@ class KLAutoencoder(nn.Module):
     """
 
     decodes_with_lr = False
+    encode_halo = decode_halo = None
+    values_per_latent = 0
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()

@@ -18,6 +18,9 @@ class ConditionStem(nn.Module):
 
     Patches are denoised independently; through this map each of them still knows its surroundings, at no cost in
     tokens.
+
+    Attributes:
+        halo: latents around a tile that its part of the map depends on.
     """
 
     def __init__(
@@ -25,6 +28,7 @@ class ConditionStem(nn.Module):
     ) -> None:
         super().__init__()
         self.lr_fold = lr_fold
+        self.halo = 5
         self.body = nn.Sequential(
             nn.Conv2d(latent_channels + 1 + 3 * lr_fold**2 + feature_channels, width, 3, padding=1),
             ResBlock(width),

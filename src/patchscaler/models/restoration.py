@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,10 @@ class Restored(NamedTuple):
     features: Tensor
 
 
+_VALUES = 9
+"""Maps of a block's width that are alive at once, the workspace of convolutions included; measured."""
+
+
 class RestorationModule(ModelMixin, ConfigMixin):
     """U-Net of gated blocks over the LR latent and the LR pixels folded to the latent grid.
 
@@ -29,6 +34,11 @@ class RestorationModule(ModelMixin, ConfigMixin):
         lr_fold: side of the block of LR pixels that one latent covers (factor / 4).
         widths: channels at each level; the latent's sides must be multiples of 2 ** (levels - 1).
         blocks: gated blocks at each level, on the way down and again on the way up (once at the bottom).
+
+    Attributes:
+        grid: tiles must begin at multiples of it.
+        halo: latents around a tile that its results depend on, a multiple of `grid`.
+        values_per_latent: numbers alive at once for each latent of a tile, at most.
     """
 
     @register_to_config
@@ -41,6 +51,9 @@ class RestorationModule(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.lr_fold = lr_fold
+        self.grid = 2 ** (len(widths) - 1)
+        self.halo = -(-(_reach(blocks) + 3) // self.grid) * self.grid
+        self.values_per_latent = _VALUES * widths[0]
         self.stem = nn.Conv2d(latent_channels + 3 * lr_fold**2, widths[0], 3, padding=1)
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
         self.down = nn.ModuleList(_stack(width, count) for width, count in zip(widths, blocks, strict=True))
@@ -77,6 +90,14 @@ class RestorationModule(ModelMixin, ConfigMixin):
         for blocks, grow, skip in reversed(list(zip(self.up, self.grow, skips, strict=True))):
             x = blocks(grow(x) + skip)
         return Restored(latent + self.to_latent(x), self.to_confidence(x), x)
+
+
+def _reach(blocks: Sequence[int]) -> int:
+    """Positions of the finest level that all levels together see to each side."""
+    reach = blocks[-1]
+    for count in reversed(blocks[:-1]):
+        reach = 2 * reach + 1 + 2 * count
+    return reach
 
 
 def _stack(channels: int, count: int) -> nn.Sequential:
