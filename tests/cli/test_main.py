@@ -7,7 +7,7 @@ import pytest
 
 import patchscaler
 from patchscaler import __version__
-from patchscaler.cli.common import progress_bar
+from patchscaler.cli.common import run_bar
 
 
 def test_help_names_the_commands(run):
@@ -61,5 +61,5 @@ def test_info_as_json(run):
 
 
 def test_progress_is_silent_where_nobody_looks():
-    with progress_bar("photo.png", shown=True) as report:
-        assert report is None
+    with run_bar(["photo.png"], shown=True) as bar:
+        assert bar is None

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from patchscaler.result import Progress, ProgressCallback
+    from rich.progress import Progress as Bar
+
+    from patchscaler.result import Progress
 
 
 class Quality(str, Enum):
@@ -55,23 +58,42 @@ def print_json(record: Mapping[str, object], *, indent: int | None = None) -> No
     typer.echo(json.dumps(record, ensure_ascii=False, indent=indent))
 
 
+class RunBar:
+    """Photographs done of all, their rate and the time left, over the stage of the one in work."""
+
+    def __init__(self, bar: Bar, names: Sequence[str]) -> None:
+        self.bar, self.names, self.done, self.begin = bar, names, 0, time.monotonic()
+        self.run = bar.add_task("", total=len(names), visible=len(names) > 1)
+        self.task = bar.add_task("read", total=None)
+
+    def advance(self) -> None:
+        """Count a photograph."""
+        self.done += 1
+        rate = self.done / (time.monotonic() - self.begin)
+        self.bar.update(self.run, completed=self.done, description=f"{rate:.2f} images/s")
+
+    def stage(self, progress: Progress) -> None:
+        """Show how far a stage is."""
+        self.bar.update(self.task, description=progress.stage, completed=progress.done, total=progress.total)
+
+
 @contextlib.contextmanager
-def progress_bar(label: str, *, shown: bool) -> Iterator[ProgressCallback | None]:
-    """A callback that draws the stages of one pipeline call on stderr; None unless shown on a terminal."""
-    if not shown or not sys.stderr.isatty():
+def run_bar(names: Sequence[str], *, shown: bool) -> Iterator[RunBar | None]:
+    """A bar on stderr for a run over photographs; None unless shown on a terminal."""
+    if not (shown and names and sys.stderr.isatty()):
         yield None
         return
     from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn(escape(label)), TextColumn("{task.description:<7}"), BarColumn())
-    console = Console(stderr=True)
-    with Bar(*columns, MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("read", total=None)
-
-        def report(progress: Progress) -> None:
-            bar.update(task, description=progress.stage, completed=progress.done, total=progress.total)
-
-        yield report
+    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield RunBar(bar, names)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import mimetypes
-import os
+import contextlib
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,40 +23,53 @@ from patchscaler.cli.common import (
     QuietOption,
     SeedOption,
     print_json,
-    progress_bar,
+    run_bar,
     warn,
 )
-from patchscaler.errors import InputError
+from patchscaler.errors import InputError, PatchScalerError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from patchscaler.batch import CallOptions
+    from patchscaler.imaging.io import OutputOptions
+    from patchscaler.jobs import Job, Worklist
+    from patchscaler.manifest import Manifest
     from patchscaler.pipeline import PatchScalerPipeline
-    from patchscaler.result import ProgressCallback
 
-
-@dataclass(frozen=True)
-class Job:
-    """One photograph to upscale: `output` and `map` (or None) are the files to write."""
-
-    source: Path
-    output: Path
-    map: Path | None
-    size: tuple[int, int]
+_STANDARD = Path("-")
+_WATCH_SECONDS = 2.0
 
 
 def upscale(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="IN...", help="Photographs (PNG, JPEG, WebP, TIFF) or folders.")
+        list[Path], typer.Argument(metavar="IN...", help="Photographs, folders, patterns, or - for stdin.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT", help="A file, or a folder (made if need be).")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="OUT", help="A file, a folder (made if need be), or - for stdout."
+        ),
     ],
-    scale: Annotated[float, typer.Option(help="1 to 8; the model's x4 result is resampled to it.")] = 4.0,
+    scale: Annotated[float | None, typer.Option(help="1 to 8, 4 if nothing is said.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the output, pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height of the output, pixels.")] = None,
+    fit: Annotated[str | None, typer.Option(metavar="WxH", help="The largest size within this box.")] = None,
     quality: Annotated[Quality, typer.Option(help="How many steps to spend.")] = Quality.balanced,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    devices: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Several devices that share the work: cuda:0,cuda:1.")
+    ] = None,
     dtype: DtypeOption = Precision.auto,
     model: ModelOption = None,
     texture: Annotated[bool, typer.Option("--texture/--no-texture", help="Use texture prompts.")] = True,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Most memory to hold on the device (with the CPU: in all), such as 3G."
+        ),
+    ] = None,
     map_output: Annotated[
         Path | None,
         typer.Option("--map", metavar="FILE|FOLDER", help="Save the difficulty map as a picture."),
@@ -65,7 +78,19 @@ def upscale(
         str | None,
         typer.Option(metavar="SUFFIX", help="Format in an output folder, such as png; else the input's."),
     ] = None,
+    jpeg_quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEG outputs.")] = 95,
+    strip: Annotated[
+        bool, typer.Option("--strip", help="Write no metadata and no profile; colours become sRGB.")
+    ] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders in folders too.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave outputs that exist, and their inputs.")
+    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on with what appears in the folders.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bits whatever else is in the batch; slower.")
     ] = False,
@@ -74,189 +99,218 @@ def upscale(
 ) -> None:
     """Upscale photographs.
 
-    Metadata and colour profiles are not written yet; a line says what was left behind. A bad file does not
-    stop the others. Exit code: 0 all done, 2 something failed, 130 interrupted.
+    Depth, transparency, colour profile and metadata are kept; where a format cannot, a line says what was
+    left behind. A bad file does not stop the others. A folder run that was killed goes on where it was when
+    called again. Exit code: 0 all done, 1 some files failed, 2 nothing could be begun, 130 interrupted.
     """
-    failures: dict[Path, InputError] = {}
-    jobs = _plan_jobs(inputs, output, map_output, output_suffix, scale, failures)
-    _check_targets(jobs, inputs, overwrite)
+    from patchscaler.batch import CallOptions
+    from patchscaler.imaging.io import OutputOptions
+    from patchscaler.imaging.size import TargetSize, parse_box
+    from patchscaler.jobs import plan_jobs
+    from patchscaler.runtime.memory import parse_size
 
+    if overwrite and skip_existing:
+        raise InputError("--overwrite and --skip-existing exclude each other")
+    size = TargetSize(scale, width, height, parse_box(fit) if fit else None)
+    call = CallOptions(
+        quality.value, seed, texture, deterministic, parse_size(memory_limit) if memory_limit else None
+    )
+    names = devices.split(",") if devices else [device]
+    run = _Run(
+        [_loader(model, name.strip(), dtype.value) for name in names],
+        call,
+        OutputOptions(strip, jpeg_quality),
+        overwrite,
+        skip_existing,
+        as_json,
+        quiet,
+    )
+    suffix = f".{output_suffix.removeprefix('.')}" if output_suffix else None
+    with _standard_streams(inputs, output, suffix) as (sources, target):
+        if target != output:
+            run.quiet, run.as_json = True, False  # stdout is taken
+        find = partial(
+            plan_jobs, sources, target, size=size, recursive=recursive, map_output=map_output, suffix=suffix
+        )
+        settings = {
+            "size": size.__dict__,
+            "model": model,
+            **call.__dict__,
+            **run.output.__dict__,
+            "suffix": suffix,
+        }
+        settings.pop("memory_limit")
+        if watch:
+            _watch(run, find, target, settings)
+        work = find()
+        if dry_run:
+            _say(work)
+        else:
+            run.all(work, target, settings)
+    if work.failures or run.failed:
+        raise typer.Exit(1)
+
+
+class _Run:
+    """One call of the command, with what it says."""
+
+    def __init__(
+        self,
+        pipelines: list[Callable[[], PatchScalerPipeline]],
+        call: CallOptions,
+        output: OutputOptions,
+        overwrite: bool,
+        skip_existing: bool,
+        as_json: bool,
+        quiet: bool,
+    ) -> None:
+        self.pipelines, self.call, self.output = pipelines, call, output
+        self.overwrite, self.skip_existing, self.as_json, self.quiet = (
+            overwrite,
+            skip_existing,
+            as_json,
+            quiet,
+        )
+        self.failed: dict[Path, PatchScalerError] = {}
+
+    def all(self, work: Worklist, target: Path, settings: dict[str, Any]) -> None:
+        """Check, run and report; failures go to `failed`."""
+        from patchscaler.jobs import check_targets
+
+        check_targets(work.jobs)
+        if work.skipped:
+            warn(
+                f"skipped pictures of formats that are not read: {', '.join(file.name for file in work.skipped)}"
+            )
+        with (
+            _manifest(target, settings)
+            if work.several and work.jobs
+            else contextlib.nullcontext() as manifest
+        ):
+            if manifest:
+                manifest.remove_parts(work.jobs)
+            todo = self._todo(work.jobs, manifest)
+            if len(todo) < len(work.jobs) and not self.quiet:
+                warn(f"{len(work.jobs) - len(todo)} of {len(work.jobs)} are there already")
+            self._run(todo, manifest)
+            for source, error in (*work.failures.items(), *self.failed.items()):
+                warn(str(error))
+                failure = {"input": str(source), "status": "failed", "error": str(error)}
+                if self.as_json:
+                    print_json(failure)
+        done = len(todo) - len(self.failed)
+        bad = len(work.failures) + len(self.failed)
+        if bad and len(work.jobs) + len(work.failures) > 1:
+            warn(f"{bad} of {len(todo) + len(work.failures)} failed, {done} done")
+
+    def _todo(self, jobs: list[Job], manifest: Manifest | None) -> list[Job]:
+        from patchscaler.jobs import without_finished
+
+        finished = manifest.is_finished if manifest and not self.overwrite else lambda job: False
+        return without_finished(jobs, finished, overwrite=self.overwrite, skip_existing=self.skip_existing)
+
+    def _run(self, jobs: list[Job], manifest: Manifest | None) -> None:
+        from patchscaler.batch import run_jobs
+
+        shown = not (self.quiet or self.as_json)
+        with run_bar([job.source.name for job in jobs], shown=shown) as bar:
+            outcomes = run_jobs(
+                jobs,
+                self.pipelines,
+                self.call,
+                self.output,
+                record=manifest.add if manifest else lambda record: None,
+                progress=bar.stage if bar else None,
+            )
+            with contextlib.closing(outcomes):
+                for outcome in outcomes:
+                    if bar:
+                        bar.advance()
+                    if outcome.error:
+                        self.failed[outcome.job.source] = outcome.error
+                        if manifest:
+                            manifest.add(outcome.record)
+                        continue
+                    if outcome.record["not_kept"]:
+                        warn(
+                            f"{outcome.job.source}: not kept in the output: {', '.join(outcome.record['not_kept'])}"
+                        )
+                    if self.as_json:
+                        print_json(outcome.record)
+                    elif not self.quiet:
+                        typer.echo(_summary(outcome.record))
+
+
+def _loader(model: str | None, device: str, dtype: str) -> Callable[[], PatchScalerPipeline]:
     @cache
-    def pipeline() -> PatchScalerPipeline:
+    def load() -> PatchScalerPipeline:
         from patchscaler.pipeline import PatchScalerPipeline
 
-        return PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype.value)
+        return PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype)
 
-    options = {"plan": quality.value, "seed": seed, "texture": texture, "deterministic": deterministic}
-    for job in jobs:
-        try:
-            with progress_bar(job.source.name, shown=not (quiet or as_json)) as progress:
-                record = _upscale_one(job, pipeline, options, progress)
-        except InputError as error:
-            failures[job.source] = error
-            continue
-        if record["not_kept"]:
-            warn(f"{job.source}: not kept in the output: {', '.join(record['not_kept'])}")
-        if as_json:
-            print_json(record)
-        elif not quiet:
-            typer.echo(_summary(record))
-    for source, error in failures.items():
+    return load
+
+
+def _manifest(target: Path, settings: dict[str, Any]) -> Manifest:
+    from patchscaler.manifest import Manifest
+
+    return Manifest(target, settings)
+
+
+def _watch(run: _Run, find: Callable[[], Worklist], target: Path, settings: dict[str, Any]) -> None:
+    """Look for photographs every other second, and take those that have stopped growing; until interrupted."""
+    from patchscaler.manifest import source_mark
+
+    run.skip_existing = not run.overwrite
+    before: dict[Path, list[int]] = {}
+    taken: dict[Path, list[int]] = {}
+    while True:
+        with contextlib.suppress(InputError):  # an empty folder is no error here
+            work = find()
+            now = {path: source_mark(path) for path in (*(job.source for job in work.jobs), *work.failures)}
+            ripe = {
+                path for path, mark in now.items() if before.get(path) == mark and taken.get(path) != mark
+            }
+            before = now
+            work.jobs = [job for job in work.jobs if job.source in ripe]
+            work.failures = {path: error for path, error in work.failures.items() if path in ripe}
+            work.skipped = []
+            taken |= {path: now[path] for path in ripe}
+            if ripe:
+                run.all(work, target, settings)
+        time.sleep(_WATCH_SECONDS)
+
+
+@contextlib.contextmanager
+def _standard_streams(
+    inputs: list[Path], output: Path, suffix: str | None
+) -> Iterator[tuple[list[Path], Path]]:
+    """Inputs and output with files in place of "-"; what is written goes to stdout at the end."""
+    if _STANDARD not in inputs and output != _STANDARD:
+        yield inputs, output
+        return
+    if len(inputs) > 1:
+        raise InputError("- stands for one photograph, and cannot be mixed with others")
+    with tempfile.TemporaryDirectory(prefix="patchscaler-") as folder:
+        source, target = inputs[0], output
+        if source == _STANDARD:
+            source = Path(folder) / "stdin"
+            source.write_bytes(sys.stdin.buffer.read())
+        if output == _STANDARD:
+            target = Path(folder) / f"stdout{suffix or '.png'}"
+        yield [source], target
+        if output == _STANDARD and target.exists():
+            sys.stdout.buffer.write(target.read_bytes())
+            sys.stdout.buffer.flush()
+
+
+def _say(work: Worklist) -> None:
+    for job in work.jobs:
+        (width, height), (wide, high) = job.input_size, job.size
+        known = " (exists)" if job.output.exists() else ""
+        typer.echo(f"{job.source} {width}x{height} -> {job.output} {wide}x{high}{known}")
+    for error in work.failures.values():
         warn(str(error))
-        if as_json:
-            print_json({"input": str(source), "status": "failed", "error": str(error)})
-    if failures:
-        raise typer.Exit(2)
-
-
-def _plan_jobs(
-    inputs: list[Path],
-    output: Path,
-    map_output: Path | None,
-    output_suffix: str | None,
-    scale: float,
-    failures: dict[Path, InputError],
-) -> list[Job]:
-    """Find the inputs, read their headers, name their outputs; files that cannot be read go to `failures`."""
-    from patchscaler.imaging.io import FORMATS, probe_photo, scaled_size, writable_format
-
-    scaled_size(1, 1, scale)
-    suffix = f".{output_suffix.removeprefix('.')}" if output_suffix else None
-    if suffix:
-        writable_format(Path(f"photo{suffix}"))
-    several = len(inputs) > 1 or inputs[0].is_dir()
-    into_folder = _is_folder(output, several)
-    maps_into_folder = map_output is not None and _is_folder(map_output, several)
-    if not into_folder:
-        writable_format(output)
-    if map_output is not None and not maps_into_folder:
-        writable_format(map_output)
-
-    jobs = []
-    for source in _expand(inputs):
-        try:
-            photo = probe_photo(source)
-            size = scaled_size(photo.width, photo.height, scale)
-            target = output
-            if into_folder:
-                own = source.suffix if source.suffix.lower() in FORMATS[photo.format].suffixes else None
-                target = output / f"{source.stem}{suffix or own or FORMATS[photo.format].suffixes[0]}"
-            writable_format(target, *size)
-        except InputError as error:
-            failures[source] = error
-            continue
-        map_path = map_output / f"{target.name}.map.png" if map_output and maps_into_folder else map_output
-        jobs.append(Job(source, target, map_path, size))
-    return jobs
-
-
-def _expand(inputs: list[Path]) -> Iterator[Path]:
-    """The files named, and the photographs in the folders named, by content or by suffix, sorted by name."""
-    from patchscaler.imaging.io import FORMATS, sniff_format
-
-    suffixes = {suffix for form in FORMATS.values() for suffix in form.suffixes}
-    for path in inputs:
-        if not path.is_dir():
-            yield path
-            continue
-        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        photos = [file for file in files if file.suffix.lower() in suffixes or sniff_format(file)]
-        if not photos:
-            raise InputError(f"{path}: no PNG, JPEG, WebP or TIFF photograph in this folder")
-        others = [file.name for file in files if file not in photos and _looks_like_picture(file)]
-        if others:
-            warn(f"{path}: skipped pictures of formats that are not read: {', '.join(others)}")
-        yield from photos
-
-
-def _looks_like_picture(file: Path) -> bool:
-    return (mimetypes.guess_type(file.name)[0] or "").startswith("image/")
-
-
-def _is_folder(path: Path, several: bool) -> bool:
-    """Whether outputs go into the folder `path`, rather than to the one file of that name."""
-    from patchscaler.imaging.io import FORMATS
-
-    if path.is_dir():
-        return True
-    if not several:
-        return path.suffix == ""
-    if path.exists() or any(path.suffix.lower() in form.suffixes for form in FORMATS.values()):
-        raise InputError(f"{path}: several inputs need a folder to go to, this names a file")
-    return True
-
-
-def _check_targets(jobs: list[Job], inputs: list[Path], overwrite: bool) -> None:
-    """Refuse outputs that meet each other, an input, or (unless `overwrite`) a file that exists."""
-    sources = {job.source.resolve() for job in jobs} | {path.resolve() for path in inputs}
-    owners: dict[Path, Path] = {}
-    existing = []
-    for job in jobs:
-        for target in (job.output, job.map):
-            if target is None:
-                continue
-            place = target.resolve()
-            if place in sources:
-                raise InputError(f"{target} is an input; choose another output")
-            if place in owners:
-                raise InputError(
-                    f"{owners[place]} and {job.source} would both be written to {target}; rename one, or"
-                    " upscale them into different folders or formats"
-                )
-            owners[place] = job.source
-            if target.is_dir():
-                raise InputError(f"{target}: there is a folder of this name")
-            if target.exists():
-                existing.append(target)
-            _check_folder(target.parent)
-    if existing and not overwrite:
-        others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise InputError(f"{existing[0]}{others} exists already; --overwrite replaces it")
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise InputError unless files can be made in `folder`, or the folder itself can."""
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"{folder}: {nearest} is not a folder that can be written to")
-
-
-def _upscale_one(
-    job: Job,
-    pipeline: Callable[[], PatchScalerPipeline],
-    options: dict[str, Any],
-    progress: ProgressCallback | None,
-) -> dict[str, Any]:
-    """Read, upscale, resample and write one photograph; returns the record that `--json` prints."""
-    from patchscaler.imaging.difficulty import difficulty_map, group_names
-    from patchscaler.imaging.io import read_photo, resample, write_photo
-
-    photo = read_photo(job.source)
-    model = pipeline()
-    begin = time.perf_counter()
-    result = model(photo.pixels, **options, progress=progress)
-    write_photo(job.output, resample(result.image, *job.size))
-    if job.map is not None:
-        patch = model.sampling.stride * model.autoencoder.factor // model.scale
-        write_photo(job.map, difficulty_map(photo.pixels, result.confidence, result.groups, patch))
-    names = group_names(len(model.plans[options["plan"]].paths))
-    return {
-        "input": str(job.source),
-        "status": "done",
-        "output": str(job.output),
-        "map": str(job.map) if job.map else None,
-        "input_size": [photo.pixels.shape[1], photo.pixels.shape[0]],
-        "output_size": list(job.size),
-        "quality": options["plan"],
-        "seed": result.seed,
-        "groups": dict(zip(names, result.group_shares(len(names)), strict=True)),
-        "mean_steps": result.mean_steps,
-        "seconds": round(time.perf_counter() - begin, 3),
-        "timings": result.timings,
-        "device": str(model.device),
-        "weights": model.fingerprint,
-        "not_kept": list(photo.losses),
-    }
 
 
 def _summary(record: dict[str, Any]) -> str:

@@ -1,76 +1,32 @@
-"""Photographs in and out by libvips: strict on input, atomic on output, nothing dropped in silence.
-
-Pixels are 8-bit sRGB everywhere. Files are written without a colour profile or metadata: an untagged image is
-read as sRGB by convention, and that is what the pixels are.
-"""
+"""Photographs in and out by libvips: strict on input, atomic on output, nothing dropped in silence."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from patchscaler.errors import InputError
+from patchscaler.imaging.alpha import extend_colour
+from patchscaler.imaging.colour import ColourSpace, from_srgb, to_plain_srgb, to_srgb, with_depth
+from patchscaler.imaging.formats import FORMATS, MAX_INPUT_PIXELS, check_size, sniff_format, writable_format
+from patchscaler.imaging.metadata import (
+    Metadata,
+    attach_metadata,
+    exif_fields,
+    metadata_losses,
+    read_metadata,
+)
+from patchscaler.imaging.tiff_exif import append_exif, make_directories, read_exif
 
 if TYPE_CHECKING:
     import pyvips
-
-MIN_SIDE = 8
-"""Shortest side accepted, pixels: the autoencoder sees nothing in less."""
-
-MAX_INPUT_PIXELS = 2**22
-"""Largest input, pixels (2048x2048): an image is processed whole, with a stage's features in memory."""
-
-SCALES = (1.0, 8.0)
-"""Smallest and largest output scale; the model gives 4, the rest is resampling."""
-
-
-class _Format(NamedTuple):
-    """How one file format is recognised, read and written; `max_side` is its limit in pixels."""
-
-    suffixes: tuple[str, ...]
-    signatures: tuple[bytes, ...]
-    loader: str
-    saver: str
-    options: dict[str, object]
-    max_side: int
-
-
-FORMATS = {
-    "PNG": _Format((".png",), (b"\x89PNG\r\n\x1a\n",), "pngload_source", "pngsave", {}, 2**31 - 1),
-    "JPEG": _Format(
-        (".jpg", ".jpeg"),
-        (b"\xff\xd8\xff",),
-        "jpegload_source",
-        "jpegsave",
-        {"Q": 95, "subsample_mode": "off", "optimize_coding": True},
-        65_535,
-    ),
-    "WebP": _Format((".webp",), (b"RIFF",), "webpload_source", "webpsave", {"Q": 95}, 16_383),
-    "TIFF": _Format(
-        (".tif", ".tiff"),
-        (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),
-        "tiffload_source",
-        "tiffsave",
-        {"compression": "deflate", "predictor": "horizontal"},
-        2**31 - 1,
-    ),
-}
-
-_METADATA = {
-    "exif-data": "EXIF metadata",
-    "xmp-data": "XMP metadata",
-    "iptc-data": "IPTC metadata",
-    "gainmap-data": "HDR gain map",
-    "image-description": "image description",
-}
 
 
 @dataclass(frozen=True)
@@ -88,16 +44,42 @@ class Photo:
     """A decoded photograph.
 
     Attributes:
-        pixels: (h, w, 3) uint8, sRGB, upright.
+        pixels: (h, w, 3) uint8 or uint16, sRGB, upright; continued under transparent places.
+        alpha: (h, w) uint8 or uint16, or None.
+        space: how the file encodes colour.
+        metadata: what goes with the pixels.
+        bits: bits a sample of the file, 8 or 16.
         path: the file it came from.
         format: a key of `FORMATS`.
-        losses: what the file holds beyond these pixels, one short phrase each, in no output of ours.
+        losses: what the file holds beyond this, one short phrase each, in no output of ours.
     """
 
     pixels: np.ndarray
+    alpha: np.ndarray | None
+    space: ColourSpace
+    metadata: Metadata
+    bits: int
     path: Path
     format: str
     losses: tuple[str, ...]
+
+    @property
+    def opaque(self) -> bool:
+        """Whether nothing is transparent."""
+        return self.alpha is None or int(self.alpha.min()) == np.iinfo(self.alpha.dtype).max
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How outputs are written.
+
+    Attributes:
+        strip: write no metadata and no profile; colours become plain sRGB.
+        jpeg_quality: 1 to 100.
+    """
+
+    strip: bool = False
+    jpeg_quality: int = 95
 
 
 def probe_photo(path: Path, *, max_pixels: int = MAX_INPUT_PIXELS) -> PhotoInfo:
@@ -108,98 +90,114 @@ def probe_photo(path: Path, *, max_pixels: int = MAX_INPUT_PIXELS) -> PhotoInfo:
 
 
 def read_photo(path: Path, *, max_pixels: int = MAX_INPUT_PIXELS) -> Photo:
-    """Decode a PNG, JPEG, WebP or TIFF file completely; its content decides which, not its name.
+    """Decode a file of one of `FORMATS` completely; its content decides which, not its name.
 
-    Embedded profiles are applied, CMYK and grey become sRGB, the orientation tag is applied, 16 bits are
-    reduced to 8, and an alpha channel that hides nothing is left out. `Photo.losses` names what this loses.
+    The orientation tag is applied, the first frame or page is taken, and colours become sRGB (see
+    `patchscaler.imaging.colour` for the way back).
 
     Raises:
         InputError: no such file, a folder, empty, another format, damaged or cut short, a side under
-            `MIN_SIDE`, more than `max_pixels`, or transparency, other channels or other samples, which
-            are not kept yet.
+            `formats.MIN_SIDE`, more than `max_pixels`, or channels or samples that are not pictures'.
     """
     with _one_line_errors(path):
         name, image = _open(path, max_pixels)
+        metadata = read_metadata(image)
         losses = _losses(image)
         image = image.copy_memory()  # decodes everything: damage shows here
+        bits = 16 if image.format == "ushort" else 8
+        alpha = None
         if image.hasalpha():
-            alpha = image[image.bands - 1]
-            if alpha.numpy().min() < (255 if alpha.format == "uchar" else 65_535):
-                raise InputError(f"{path}: it has transparent pixels; flatten it onto a background first")
+            alpha = image[image.bands - 1].numpy()
             image = image[: image.bands - 1]
-        if image.get_typeof("icc-profile-data"):
-            image = image.icc_transform(
-                "srgb", embedded=True, intent="relative", black_point_compensation=True
-            )
-        elif image.interpretation == "cmyk":
-            image = image.icc_transform("srgb", input_profile="cmyk")
-        image = image.colourspace("srgb").cast("uchar")
-        return Photo(image.numpy(), path, name, losses)
+        srgb, space, changed = to_srgb(image)
+        pixels = srgb.numpy()
+        if alpha is not None:
+            alpha = _as_depth(alpha, pixels.dtype)
+            pixels = extend_colour(pixels, alpha)
+        return Photo(pixels, alpha, space, metadata, bits, path, name, (*changed, *losses))
 
 
-def write_photo(path: Path, pixels: np.ndarray) -> None:
-    """Write (h, w, 3) uint8 sRGB pixels in the format of the suffix; the file appears whole or not at all.
+def check_holds(photo: Photo, path: Path) -> None:
+    """Raise InputError if the format of an output would lose the photograph's transparency."""
+    name = writable_format(path)
+    if not photo.opaque and not FORMATS[name].alpha:
+        raise InputError(f"{photo.path}: {name} holds no transparency; write .png, .webp, .tif or .avif")
 
-    PNG and TIFF are lossless; JPEG and WebP have quality 95, JPEG with full-resolution colour. No profile and
-    no metadata are written.
+
+def output_losses(photo: Photo, path: Path, options: OutputOptions) -> tuple[str, ...]:
+    """What of the photograph will not be in an output of that name, one short phrase each; none if told to strip."""
+    if options.strip:
+        return ()
+    name = writable_format(path)
+    form = FORMATS[name]
+    losses = [*photo.losses, *metadata_losses(photo.metadata, name)]
+    if photo.bits > form.bits:
+        losses.append(f"16-bit depth (written with {form.bits})")
+    if photo.alpha is not None and not form.alpha:
+        losses.append("alpha channel (opaque everywhere)")
+    return tuple(losses)
+
+
+def write_photo(
+    path: Path,
+    colour: pyvips.Image,
+    alpha: pyvips.Image | None,
+    photo: Photo,
+    size: tuple[int, int],
+    options: OutputOptions,
+    *,
+    before_rename: Callable[[Path], None] = lambda path: None,
+) -> None:
+    """Write an upscaled photograph in the format of the suffix; the file appears whole or not at all.
+
+    Args:
+        path: where to.
+        colour: enlarged `photo.pixels`, three bands of sRGB.
+        alpha: enlarged `photo.alpha`, one band of the same depth, or None.
+        photo: where colour space, depth and metadata come from.
+        size: width and height to resample to by a Lanczos filter.
+        options: how to write.
+        before_rename: told the hidden name of the complete file.
 
     Raises:
         InputError: the suffix is none we write, the format cannot hold the size, or writing fails.
     """
+    name = writable_format(path, *size)
+    form = FORMATS[name]
+    bits = min(photo.bits, form.bits)
+    colour = resample(colour, *size)
+    image = to_plain_srgb(colour, photo.space) if options.strip else from_srgb(colour, photo.space)
+    image = with_depth(image, bits)
+    if alpha is not None and form.alpha:
+        image = image.bandjoin(with_depth(resample(alpha, *size), bits))
+    if not options.strip:
+        image = attach_metadata(image, photo.metadata, name)
+    exif = photo.metadata.exif
+    if name == "TIFF" and exif and not options.strip and (parts := make_directories(exif, *size)):
+
+        def finish(temporary: Path) -> None:
+            append_exif(temporary, parts)
+            before_rename(temporary)
+
+        _save(path, image, name, options, finish)
+    else:
+        _save(path, image, name, options, before_rename)
+
+
+def write_pixels(path: Path, pixels: np.ndarray) -> None:
+    """Write (h, w, 3) uint8 sRGB pixels as `write_photo` does, without metadata."""
     import pyvips
 
-    form = FORMATS[writable_format(path, pixels.shape[1], pixels.shape[0])]
-    try:
-        with atomic_path(path) as temporary:
-            image = pyvips.Image.new_from_array(np.ascontiguousarray(pixels), interpretation="srgb")
-            getattr(image, form.saver)(str(temporary), keep="none", **form.options)
-    except (OSError, pyvips.Error) as error:
-        raise InputError(f"cannot write {path}: {_reason(error)}") from None
+    name = writable_format(path, pixels.shape[1], pixels.shape[0])
+    image = pyvips.Image.new_from_array(np.ascontiguousarray(pixels), interpretation="srgb")
+    _save(path, image, name, OutputOptions(strip=True))
 
 
-def writable_format(path: Path, width: int = 1, height: int = 1) -> str:
-    """Key of `FORMATS` for the suffix of an output that is to hold width x height pixels.
-
-    Raises:
-        InputError: the suffix is none we write, or the format stops at a smaller size.
-    """
-    for name, form in FORMATS.items():
-        if path.suffix.lower() in form.suffixes:
-            if max(width, height) > form.max_side:
-                raise InputError(
-                    f"{path}: {name} holds at most {form.max_side} pixels a side, this would be"
-                    f" {width}x{height}; write .png or .tif"
-                )
-            return name
-    raise InputError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use {_suffixes()}")
-
-
-def sniff_format(path: Path) -> str | None:
-    """Key of `FORMATS` told by the first bytes of a file, or None; OSError if it cannot be opened."""
-    with path.open("rb") as file:
-        head = file.read(16)
-    for name, form in FORMATS.items():
-        if head.startswith(form.signatures) and (name != "WebP" or head[8:12] == b"WEBP"):
-            return name
-    return None
-
-
-def scaled_size(width: int, height: int, scale: float) -> tuple[int, int]:
-    """Width and height of an output, each rounded to the nearest pixel.
-
-    Raises:
-        InputError: the scale is outside `SCALES`.
-    """
-    if not SCALES[0] <= scale <= SCALES[1]:
-        raise InputError(f"the scale must be from {SCALES[0]:g} to {SCALES[1]:g}, not {scale:g}")
-    return round(width * scale), round(height * scale)
-
-
-def resample(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resize (h, w, 3) uint8 pixels to (height, width, 3) with an antialiased Lanczos filter."""
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+def resample(image: pyvips.Image, width: int, height: int) -> pyvips.Image:
+    """Resize with an antialiased Lanczos filter (bicubic where it enlarges) to exactly width x height."""
+    if (image.width, image.height) == (width, height):
+        return image
+    return image.resize(width / image.width, vscale=height / image.height, kernel="lanczos3")
 
 
 @contextlib.contextmanager
@@ -214,8 +212,35 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _save(
+    path: Path,
+    image: pyvips.Image,
+    name: str,
+    options: OutputOptions,
+    before_rename: Callable[[Path], None] = lambda path: None,
+) -> None:
+    import pyvips
+
+    form = FORMATS[name]
+    settings: dict[str, Any] = {**form.options, "keep": "none" if options.strip else "all"}
+    if name == "JPEG":
+        settings["Q"] = options.jpeg_quality
+    if name == "AVIF" and image.format == "ushort":
+        settings["bitdepth"] = form.bits
+    if name == "TIFF":
+        settings["bigtiff"] = (
+            image.width * image.height * image.bands * (2 if image.format == "ushort" else 1) > 2**31
+        )
+    try:
+        with atomic_path(path) as temporary:
+            getattr(image, form.saver or "")(str(temporary), **settings)
+            before_rename(temporary)
+    except (OSError, pyvips.Error) as error:
+        raise InputError(f"cannot write {path}: {_reason(error)}") from None
+
+
 def _open(path: Path, max_pixels: int) -> tuple[str, pyvips.Image]:
-    """Format and upright image of a file, checked by its header; nothing is decoded yet."""
+    """Format and upright image of a file, checked by its header; libvips' formats are not decoded yet."""
     import pyvips
 
     if path.is_dir():
@@ -229,17 +254,20 @@ def _open(path: Path, max_pixels: int) -> tuple[str, pyvips.Image]:
     name = sniff_format(path)
     if name is None:
         raise InputError(f"{path}: not a {', '.join(FORMATS)} image")
-    # The loader is called by its name, so that no other of libvips can be reached through a file's content.
-    source = pyvips.Source.new_from_file(str(path))
-    image: pyvips.Image = getattr(pyvips.Image, FORMATS[name].loader)(source, fail_on="error")
-    if min(image.width, image.height) < MIN_SIDE:
-        raise InputError(
-            f"{path}: {image.width}x{image.height} is too small; each side needs {MIN_SIDE} pixels"
-        )
-    if image.width * image.height > max_pixels:
-        raise InputError(
-            f"{path}: {image.width}x{image.height} is too large; at most {max_pixels / 1e6:.1f} megapixels"
-        )
+    loader = FORMATS[name].loader
+    if loader.startswith("pillow"):
+        from patchscaler.imaging.foreign import open_foreign
+
+        image = open_foreign(path, loader, max_pixels)
+    else:
+        # The loader is called by its name, so that no other of libvips can be reached through a file's content.
+        source = pyvips.Source.new_from_file(str(path))
+        image = getattr(pyvips.Image, loader)(source, fail_on="error")
+        if name == "TIFF" and (exif := read_exif(path)):
+            image = image.copy()
+            for kind, field, value in exif_fields(exif):
+                image.set_type(kind, field, value)
+    check_size(path, image.width, image.height, max_pixels)
     if image.format not in ("uchar", "ushort"):
         raise InputError(f"{path}: samples of type {image.format} are not read; save it with 8 or 16 bits")
     if image.bands - image.hasalpha() not in (1, 3, 4) or image.interpretation == "multiband":
@@ -248,23 +276,13 @@ def _open(path: Path, max_pixels: int) -> tuple[str, pyvips.Image]:
 
 
 def _losses(image: pyvips.Image) -> tuple[str, ...]:
-    fields = image.get_fields()
-    losses = [label for field, label in _METADATA.items() if field in fields]
-    if any(field.startswith("png-comment") for field in fields):
-        losses.append("text comments")
-    if "icc-profile-data" in fields:
-        losses.append("ICC profile (converted to sRGB)")
-    elif image.interpretation == "cmyk":
-        losses.append("CMYK inks (converted to sRGB)")
-    if image.format == "ushort":
-        losses.append("16-bit depth (written with 8)")
-    if image.hasalpha():
-        losses.append("alpha channel (opaque everywhere)")
-    if image.get_n_pages() > 1:
-        losses.append(f"{image.get_n_pages() - 1} of {image.get_n_pages()} frames or pages (only the first)")
-    if round(image.xres * 25.4) not in (25, 72):  # libvips' default, and what untagged files are read as
-        losses.append(f"print resolution ({image.xres * 25.4:.0f} dpi)")
-    return tuple(losses)
+    pages = image.get_n_pages()
+    return (f"{pages - 1} of {pages} frames or pages (only the first)",) if pages > 1 else ()
+
+
+def _as_depth(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Samples of 8 bits as 16 where `dtype` says so."""
+    return values.astype(np.uint16) * 257 if values.dtype != dtype and dtype == np.uint16 else values
 
 
 @contextlib.contextmanager
@@ -285,7 +303,3 @@ def _reason(error: Exception) -> str:
         return error.strerror or str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[1].rpartition(": ")[2] if len(lines) > 1 else "bad header"
-
-
-def _suffixes() -> str:
-    return ", ".join(suffix for form in FORMATS.values() for suffix in form.suffixes)
