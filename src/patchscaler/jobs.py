@@ -181,7 +181,7 @@ def _expand_patterns(inputs: Iterable[Path]) -> Iterator[Path]:
         if path.exists() or not glob.has_magic(str(path)):
             yield path
             continue
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute ones too
         if not found:
             raise InputError(f"{path}: no file of such a name")
         yield from found

@@ -6,6 +6,7 @@ any moment each output is whole and known, or absent; a line without its output 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from patchscaler.errors import InputError
 from patchscaler.imaging.io import atomic_path
 from patchscaler.jobs import PART_PATTERN, Job
 
+_NEEDED = {"output", "bytes", "source", "settings"}
 NAME = "patchscaler-manifest.jsonl"
 
 
@@ -32,11 +34,11 @@ class Manifest:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.settings = folder, dict(settings)
+        self.folder = folder
+        self.settings = json.loads(json.dumps(settings))  # as it is read back
         self.path = folder / NAME
         self._lock = _lock(folder)
-        records = {record["output"]: record for record in _read(self.path)}
-        self.records = {name: r for name, r in records.items() if r["status"] != "done" or self._is_whole(r)}
+        self.records = {record["output"]: record for record in _read(self.path) if self._is_whole(record)}
         self._rewrite()
         self._file = self.path.open("a", encoding="utf-8")
 
@@ -47,6 +49,7 @@ class Manifest:
     def __exit__(self, *_: object) -> None:
         """Let another run have the folder."""
         self._file.close()
+        self._rewrite()
         if self._lock is not None:
             os.close(self._lock)
 
@@ -58,7 +61,8 @@ class Manifest:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Write a record, to the disk itself; keys `output` (a path) and `status` are needed."""
-        line = {**record, "output": os.path.relpath(record["output"], self.folder), "settings": self.settings}
+        line: dict[str, Any] = {**record, "output": os.path.relpath(record["output"], self.folder), "settings": self.settings}
+        self.records[line["output"]] = line
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -91,15 +95,15 @@ def source_mark(source: Path) -> list[int]:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Records of a manifest; a last line that was cut short is left out."""
+    """Records of finished outputs; failures are tried again, and a line that was cut short is left out."""
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            record = json.loads(line)
+            if isinstance(record, dict) and record.get("status") == "done" and record.keys() >= _NEEDED:
+                records.append(record)
     return records
 
 
