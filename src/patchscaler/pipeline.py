@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from patchscaler import storage
-from patchscaler.errors import InputError
+from patchscaler.errors import InputError, ModelError
 from patchscaler.imaging.tensors import from_tensor, pad_reflected, to_tensor
 from patchscaler.models.autoencoder import Autoencoder, upsample
 from patchscaler.models.kl_autoencoder import KLAutoencoder
@@ -27,8 +27,8 @@ from patchscaler.models.texture_encoder import TextureEncoder
 from patchscaler.result import Progress, ProgressCallback, Stage, UpscaleResult
 from patchscaler.runtime.device import resolve_device, resolve_dtype
 from patchscaler.sampling.engine import PatchSet, sample_patches
-from patchscaler.sampling.grouping import Plan, assign, patch_quality
 from patchscaler.sampling.grouping import Path as ShortcutPath
+from patchscaler.sampling.grouping import Plan, assign, patch_quality
 from patchscaler.sampling.noise import patch_noise
 from patchscaler.sampling.patches import fold, grid, unfold
 from patchscaler.sampling.schedule import Shortcut
@@ -138,7 +138,10 @@ class PatchScalerPipeline:
         place = resolve_device(device)
         folder = storage.locate(source)
         parts = storage.load(folder)
-        parts["sampling"] = SamplingConfig(**parts["sampling"])
+        try:
+            parts["sampling"] = SamplingConfig(**parts["sampling"])
+        except TypeError as error:
+            raise ModelError(f"{folder / 'config.json'} has other sampling settings: {error}") from error
         pipeline = cls(**parts)
         pipeline.folder = folder
         return pipeline.to(place, resolve_dtype(dtype, place))
@@ -157,7 +160,7 @@ class PatchScalerPipeline:
         dtype = dtype or self.dtype
         for network in self.networks.values():
             # diffusers' own `to` warns of every cast; these networks have no parts that must stay in float32.
-            nn.Module.to(network, device, dtype, memory_format=torch.channels_last)
+            nn.Module.to(network, device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.texture_memory is not None:
             self.texture_memory = self.texture_memory.to(device, dtype)
         return self
@@ -319,7 +322,7 @@ class PatchScalerPipeline:
     def _patches(self, restored: Restored, lr: Tensor, seed: int, plan: Plan) -> tuple[PatchSet, Tensor]:
         """The patches of one image and their groups (rows, cols), on the host."""
         size, stride = self.sampling.patch_size, self.sampling.stride
-        rows, cols = grid(*restored.latent.shape[2:], size, stride)
+        rows, cols = grid(restored.latent.shape[2], restored.latent.shape[3], size, stride)
         groups = assign(patch_quality(restored.confidence, size, stride), plan.thresholds).cpu()
         index = torch.arange(rows * cols, device=self.device)
         latent = unfold(restored.latent, size, stride)
@@ -328,7 +331,7 @@ class PatchScalerPipeline:
         patches = PatchSet(
             latent=latent,
             condition=unfold(self.patch_dit.stem(restored, lr), size, stride),
-            noise=patch_noise(seed, index // cols, index % cols, tuple(latent.shape[1:])),
+            noise=patch_noise(seed, index // cols, index % cols, latent.shape[1:]),
             start=starts[groups].to(self.device),
             steps=steps[groups],
         )
@@ -374,7 +377,8 @@ class _Tick:
     """Counts the units of one stage."""
 
     def __init__(self, stage: Stage, total: int, report: ProgressCallback | None) -> None:
-        self.stage, self.total, self.report, self.done = stage, total, report, 0
+        self.stage: Stage = stage
+        self.total, self.report, self.done = total, report, 0
         self.to(0)
 
     def __call__(self, units: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,6 +53,17 @@ def warn(message: str) -> None:
 def print_json(record: Mapping[str, object], *, indent: int | None = None) -> None:
     """Print one JSON object on stdout."""
     typer.echo(json.dumps(record, ensure_ascii=False, indent=indent))
+
+
+@contextlib.contextmanager
+def counting_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback that draws how many of how many are done, on stderr and only on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextlib.contextmanager

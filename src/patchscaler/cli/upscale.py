@@ -74,8 +74,9 @@ def upscale(
 ) -> None:
     """Upscale photographs.
 
-    Metadata and colour profiles are not written yet; a line says what was left behind. A bad file does not
-    stop the others. Exit code: 0 all done, 2 something failed, 130 interrupted.
+    Metadata and colour profiles are not written; a line says what was left behind.
+
+    A bad file does not stop the others. Exit code: 0 all done, 2 something failed, 130 interrupted.
     """
     failures: dict[Path, InputError] = {}
     jobs = _plan_jobs(inputs, output, map_output, output_suffix, scale, failures)
@@ -210,8 +211,8 @@ def _check_targets(jobs: list[Job], inputs: list[Path], overwrite: bool) -> None
                 existing.append(target)
             _check_folder(target.parent)
     if existing and not overwrite:
-        others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise InputError(f"{existing[0]}{others} exists already; --overwrite replaces it")
+        others = f" and {len(existing) - 1} more exist" if len(existing) > 1 else " exists"
+        raise InputError(f"{existing[0]}{others} already; --overwrite replaces it")
 
 
 def _check_folder(folder: Path) -> None:

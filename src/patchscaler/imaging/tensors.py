@@ -25,10 +25,12 @@ def to_tensor(image: Any, min_side: int) -> Tensor:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(f"an array must be uint8 (h, w, 3), not {image.dtype} {image.shape}")
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+        pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1).float() / 255
     elif isinstance(image, Tensor):
         if not image.is_floating_point() or image.ndim != 3 or image.shape[0] != 3:
             raise InputError(f"a tensor must be floating (3, h, w), not {image.dtype} {tuple(image.shape)}")
+        if image.isnan().any():
+            raise InputError("the tensor has NaN in it")
         pixels = image.float().clamp(0, 1)
     else:
         raise InputError(
@@ -42,7 +44,7 @@ def to_tensor(image: Any, min_side: int) -> Tensor:
 
 
 def from_tensor(pixels: Tensor, like: Any) -> Any:
-    """A tensor (3, H, W), nominally in [0, 1], as the kind of image that `like` is; rounded to 8 bits unless a tensor."""
+    """A tensor (3, H, W), nominally in [0, 1], as the kind of image that `like` is; 8 bits unless a tensor."""
     if isinstance(like, Tensor):
         return pixels.to(like.dtype).clamp(0, 1).to(like.device)
     levels = (

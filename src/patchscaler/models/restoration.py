@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -42,7 +43,7 @@ class RestorationModule(ModelMixin, ConfigMixin):
         super().__init__()
         self.lr_fold = lr_fold
         self.stem = nn.Conv2d(latent_channels + 3 * lr_fold**2, widths[0], 3, padding=1)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.down = nn.ModuleList(_stack(width, count) for width, count in zip(widths, blocks, strict=True))
         self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
         self.grow = nn.ModuleList(
