@@ -15,6 +15,8 @@ from patchscaler.presets import build
 from patchscaler.storage import latent_space
 from patchscaler.texture_memory import ReferenceTextureMemory
 
+torch.set_num_threads(1)  # tiny networks gain nothing from threads, and lose minutes where cores are shared
+
 
 def enliven(pipeline: PatchScalerPipeline, seed: int = 0) -> PatchScalerPipeline:
     """Randomise every layer that starts at zero, so that no branch is the identity."""
