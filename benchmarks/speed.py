@@ -33,20 +33,34 @@ def main() -> None:
     arguments = parser.parse_args()
     pipeline = PatchScalerPipeline.from_pretrained(arguments.model, device=arguments.device)
     device, dtype = pipeline.device, pipeline.dtype
-    plans = {"restoration only": Plan.restoration_only(), **pipeline.plans, "uniform N=4": Plan.uniform(0.9, 4)}
+    plans = {
+        "restoration only": Plan.restoration_only(),
+        **pipeline.plans,
+        "uniform N=4": Plan.uniform(0.9, 4),
+    }
     rows = []
     for size in arguments.sizes:
         image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8, device=device)
         for name, plan in plans.items():
             result = pipeline(image.float() / 255, plan=plan)
-            row = measure(lambda x, plan=plan: quantise(pipeline(x.float() / 255, plan=plan).image), image, arguments.runs)
+
+            def upscale(x: Tensor, plan: Plan = plan) -> Tensor:
+                return quantise(pipeline(x.float() / 255, plan=plan).image)
+
+            row = measure(upscale, image, arguments.runs)
             parts = [pipeline(image.float() / 255, plan=plan).timings for _ in range(arguments.runs)]
             row |= {part: 1000 * statistics.median(p[part] for p in parts) for part in parts[0]}
             rows.append({"system": f"patchscaler, {name}", "size": size, "steps": result.mean_steps, **row})
         for name, call in peers(device, dtype, arguments.compile, image):
             rows.append({"system": name, "size": size, **measure(call, image, arguments.runs)})
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    report = {"device": where, "dtype": str(dtype), "torch": torch.__version__, "weights": pipeline.fingerprint}
+    cuda = device.type == "cuda"
+    where = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"
+    report = {
+        "device": where,
+        "dtype": str(dtype),
+        "torch": torch.__version__,
+        "weights": pipeline.fingerprint,
+    }
     print(", ".join(f"{key} {value}" for key, value in report.items()), "\n")
     print(table(rows))
     if arguments.output:
@@ -55,7 +69,8 @@ def main() -> None:
 
 def peers(device: torch.device, dtype: torch.dtype, compiled: bool, image: Tensor) -> list[tuple[str, Call]]:
     """Bicubic, and the generator with random weights in each way of running it."""
-    net = RRDBNet().to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+    net = RRDBNet().to(device, dtype)
+    net.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
 
     def upscale(x: Tensor, network: Callable[[Tensor], Tensor] = net) -> Tensor:
         scaled = (x[None].to(dtype) / 255).contiguous(memory_format=torch.channels_last)

@@ -2,10 +2,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from patchscaler.errors import ModelError
-from patchscaler.texture_memory import ReferenceTextureMemory, farthest_points
 from safetensors.torch import save_file
 from torch.nn import functional as F
+
+from patchscaler.errors import ModelError
+from patchscaler.texture_memory import ReferenceTextureMemory, farthest_points
 
 
 def memory_of(count, seed=0):
@@ -29,7 +30,7 @@ def test_search_equals_brute_force_in_any_chunks(count, k, chunk):
     for row, query in enumerate(queries.tolist()):
         scores = [sum(a * b for a, b in zip(query, key, strict=True)) for key in memory.keys.tolist()]
         best = sorted(range(count), key=lambda i: -scores[i])[:k]
-        assert found.index[row].tolist() == best
+        assert found.entries[row].tolist() == best
         torch.testing.assert_close(found.similarity[row], torch.tensor([scores[i] for i in best]))
         torch.testing.assert_close(found.patches[row], memory.values[best] * memory.scales[best])
 
@@ -38,13 +39,13 @@ def test_excluded_entries_are_not_found():
     memory = memory_of(20)
     exclude = torch.zeros(20, 20, dtype=torch.bool)
     exclude[:, :10] = True
-    assert int(memory.search(memory.keys, 3, exclude=exclude).index.min()) >= 10
+    assert int(memory.search(memory.keys, 3, exclude=exclude).entries.min()) >= 10
 
 
 def test_the_exact_entry_comes_first():
     memory = memory_of(50)
     found = memory.search(memory.keys, 2)
-    assert found.index[:, 0].tolist() == list(range(50))
+    assert found.entries[:, 0].tolist() == list(range(50))
     assert (found.similarity[:, 0] >= found.similarity[:, 1]).all()
 
 

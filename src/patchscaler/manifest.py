@@ -61,7 +61,11 @@ class Manifest:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Write a record, to the disk itself; keys `output` (a path) and `status` are needed."""
-        line: dict[str, Any] = {**record, "output": os.path.relpath(record["output"], self.folder), "settings": self.settings}
+        line: dict[str, Any] = {
+            **record,
+            "output": os.path.relpath(record["output"], self.folder),
+            "settings": self.settings,
+        }
         self.records[line["output"]] = line
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from patchscaler import storage
-from patchscaler.errors import InputError
+from patchscaler.errors import InputError, ModelError
 from patchscaler.imaging.streaming import Canvas
 from patchscaler.imaging.tensors import new_image, to_planes
 from patchscaler.models.autoencoder import Autoencoder, upsample
@@ -129,7 +129,10 @@ class PatchScalerPipeline:
         place = resolve_device(device)
         folder = storage.locate(source)
         parts = storage.load(folder)
-        parts["sampling"] = SamplingConfig(**parts["sampling"])
+        try:
+            parts["sampling"] = SamplingConfig(**parts["sampling"])
+        except TypeError as error:
+            raise ModelError(f"{folder / 'config.json'} has other sampling settings: {error}") from error
         pipeline = cls(**parts)
         pipeline.folder = folder
         return pipeline.to(place, resolve_dtype(dtype, place))
@@ -148,7 +151,7 @@ class PatchScalerPipeline:
         dtype = dtype or self.dtype
         for network in self.networks.values():
             # diffusers' own `to` warns of every cast; these networks have no parts that must stay in float32.
-            nn.Module.to(network, device, dtype, memory_format=torch.channels_last)
+            nn.Module.to(network, device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.texture_memory is not None:
             self.texture_memory = self.texture_memory.to(device, dtype)
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from patchscaler.texture_memory import ReferenceTextureMemory
 NETWORKS = ("autoencoder", "restoration", "patch_dit", "texture_classifier", "texture_encoder")
 BUNDLED = Path(__file__).parent / "weights"
 _KIND = "PatchScalerPipeline"
+_LOADING = threading.Lock()  # diffusers patches torch while it builds a network: one thread at a time
+_MEMORY = "texture_memory.safetensors"
 
 
 def locate(source: str | os.PathLike[str] | None) -> Path:
@@ -54,11 +57,11 @@ def load(folder: Path) -> dict[str, Any]:
             "plans": {name: Plan.from_dict(plan) for name, plan in config["plans"].items()},
             "card": config["card"],
         }
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise ModelError(f"{folder / 'config.json'} is not the config of a patchscaler model") from error
     for name in NETWORKS:
         parts[name] = _load_network(folder / name, name)
-    memory = folder / "texture_memory.safetensors"
+    memory = folder / _MEMORY
     if memory.exists():
         parts["texture_memory"] = ReferenceTextureMemory.load(memory)
         check_latent_space(parts["texture_memory"], parts["autoencoder"])
@@ -75,8 +78,9 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     for name, network in networks.items():
         _save_network(network, folder / name)
+    (folder / _MEMORY).unlink(missing_ok=True)
     if memory is not None:
-        memory.save(folder / "texture_memory.safetensors")
+        memory.save(folder / _MEMORY)
     _write_config(folder, {"_class_name": _KIND, **config})
 
 
@@ -112,17 +116,22 @@ def _load_network(folder: Path, name: str) -> nn.Module:
     from patchscaler.models.texture_classifier import TextureClassifier
     from patchscaler.models.texture_encoder import TextureEncoder
 
-    kinds: dict[str, Any] = {
-        "Autoencoder": Autoencoder,
-        "AutoencoderKL": KLAutoencoder,
-        "RestorationModule": RestorationModule,
-        "PatchDiT": PatchDiT,
-        "TextureClassifier": TextureClassifier,
-        "TextureEncoder": TextureEncoder,
+    kinds: dict[str, dict[str, Any]] = {
+        "autoencoder": {"Autoencoder": Autoencoder, "AutoencoderKL": KLAutoencoder},
+        "restoration": {"RestorationModule": RestorationModule},
+        "patch_dit": {"PatchDiT": PatchDiT},
+        "texture_classifier": {"TextureClassifier": TextureClassifier},
+        "texture_encoder": {"TextureEncoder": TextureEncoder},
     }
     try:
         kind = json.loads((folder / "config.json").read_text())["_class_name"]
-        return kinds[kind].from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        if kind not in kinds[name]:
+            raise ValueError(f"no such network: {kind}")
+        with _LOADING:
+            network = kinds[name][kind].from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        if absent := [key for key, value in network.state_dict().items() if value.is_meta]:
+            raise ValueError(f"no weights for {absent[0]}")
+        return network
     except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the {name} in {folder} is missing or broken: {_first_line(error)}") from error
 
@@ -136,8 +145,12 @@ def _save_network(network: nn.Module, folder: Path) -> None:
     vae = getattr(network, "vae", None)
     if vae is not None:
         network, state = vae, {name.removeprefix("vae."): value for name, value in state.items()}
-    network.save_config(folder)  # type: ignore[operator]
     from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    config = json.loads(network.to_json_string())  # type: ignore[operator]
+    config.pop("_name_or_path", None)  # where it was once loaded from
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     save_file(state, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
 

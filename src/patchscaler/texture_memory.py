@@ -20,11 +20,11 @@ _FORMAT = "patchscaler texture memory 1"
 
 
 class Retrieved(NamedTuple):
-    """Patches (n, K, c, p, p), their similarities (n, K) in [-1, 1] and entry numbers (n, K)."""
+    """Patches (n, K, c, p, p), their similarities (n, K) in [-1, 1] and the numbers of their entries (n, K)."""
 
     patches: Tensor
     similarity: Tensor
-    index: Tensor
+    entries: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ReferenceTextureMemory:
         picked = lively[chosen]
         kept = patches[picked].float()
         scales = kept.abs().amax(dim=(2, 3), keepdim=True).clamp(min=1e-4) / 127
-        index = picked.tolist()
+        index: list[int] = picked.tolist()
         return cls(
             (kept / scales).round().to(torch.int8),
             scales,

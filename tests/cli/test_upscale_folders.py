@@ -97,7 +97,9 @@ def test_calling_again_does_only_what_is_missing(upscale, tree, tmp_path):
     assert sorted(records(out)) == sorted([*GOOD, "trip/bad.png"])
 
 
-@pytest.mark.parametrize("words", [["--fit", "60x70"], ["--width", "50"], ["--output-suffix", "tif"], ["--strip"]])
+@pytest.mark.parametrize(
+    "words", [["--fit", "60x70"], ["--width", "50"], ["--output-suffix", "tif"], ["--strip"]]
+)
 def test_the_same_settings_are_known_again(upscale, tree, tmp_path, words):
     assert upscale(tree, "-o", tmp_path / "out", *words).exit_code == 0
     result = upscale(tree, "-o", tmp_path / "out", *words)

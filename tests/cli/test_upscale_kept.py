@@ -27,6 +27,7 @@ def test_a_sticker_keeps_its_edge(upscale, tmp_path, mode, suffix):
     result = upscale(tmp_path / "in.png", "-o", tmp_path / f"out{suffix}")
     assert result.exit_code == 0, result.output
     out = read_photo(tmp_path / f"out{suffix}")
+    assert out.alpha is not None
     assert out.alpha.shape == (192, 192)
     slack = 0 if suffix in (".png", ".tif", ".webp") else 3
     assert out.alpha[88:104, 88:104].min() >= 255 - slack

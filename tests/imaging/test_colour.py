@@ -107,7 +107,7 @@ def test_networks_see_srgb(tmp_path, colours):
     assert spread.max() <= 2, "grey stays grey"
     orange = np.zeros((16, 16, 3), np.uint8) + np.array([200, 120, 90], np.uint8)
     Image.fromarray(orange).save(tmp_path / "in.png", icc_profile=P3)
-    red, green, blue = read_photo(tmp_path / "in.png").pixels[8, 8] / 257
+    red, _, blue = read_photo(tmp_path / "in.png").pixels[8, 8] / 257
     assert red > 202, "the same numbers mean a stronger colour in a wider space"
     assert blue < 88
 

@@ -1,26 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
 from patchscaler.errors import ModelError
 from patchscaler.models.kl_autoencoder import KLAutoencoder
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.presets import build
 from patchscaler.sampling.grouping import Plan
-
-
-@pytest.fixture(scope="module")
-def vae() -> KLAutoencoder:
-    torch.manual_seed(0)
-    return KLAutoencoder(
-        AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            norm_num_groups=4,
-            latent_channels=4,
-        )
-    )
 
 
 def test_paper_preset_runs_on_any_kl_autoencoder_and_is_saved_with_it(vae, tmp_path):
@@ -34,7 +20,9 @@ def test_paper_preset_runs_on_any_kl_autoencoder_and_is_saved_with_it(vae, tmp_p
     pipeline.save_pretrained(tmp_path)
     again = PatchScalerPipeline.from_pretrained(tmp_path, device="cpu")
     assert isinstance(again.autoencoder, KLAutoencoder)
-    assert np.abs(again(image, plan=plan).image.astype(int) - result.image).max() <= 4, "half-precision weights"
+    assert np.abs(again(image, plan=plan).image.astype(int) - result.image).max() <= 4, (
+        "half-precision weights"
+    )
 
 
 def test_vae_latents_are_scaled(vae):

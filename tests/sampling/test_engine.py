@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from patchscaler.runtime.memory import halve_on_out_of_memory
 from patchscaler.sampling.engine import PatchSet, sample_patches
 from patchscaler.sampling.schedule import solver_step, start_state
@@ -67,7 +68,9 @@ def test_sampling_changes_what_has_steps_and_nothing_else(pipeline):
     assert moved.tolist() == [count > 0 for count in GROUPINGS["mixed"]]
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 64}, {"batch_size": 3, "pack_size": 5}])
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 1}, {"batch_size": 64}, {"batch_size": 3, "pack_size": 5}]
+)
 def test_batches_and_packs_do_not_matter(pipeline, options):
     patches = patch_set(GROUPINGS["mixed"])
     torch.testing.assert_close(run(pipeline, patches, **options), run(pipeline, patches), atol=1e-5, rtol=0)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from patchscaler.sampling.grouping import Path, Plan, assign, patch_quality
 
 PATHS = (Path(0.4, 0), Path(0.6, 2), Path(0.9, 4))
@@ -34,7 +35,13 @@ def test_a_plan_survives_json():
 
 @pytest.mark.parametrize(
     ("thresholds", "paths"),
-    [((0.5,), PATHS), ((0.5, 0.8), PATHS), ((), (Path(0.5, -1),)), ((), (Path(0.0, 1),)), ((), (Path(1.5, 1),))],
+    [
+        ((0.5,), PATHS),
+        ((0.5, 0.8), PATHS),
+        ((), (Path(0.5, -1),)),
+        ((), (Path(0.0, 1),)),
+        ((), (Path(1.5, 1),)),
+    ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(thresholds, paths):
     with pytest.raises(ValueError, match=r"plan needs|must fall|path needs"):

@@ -1,11 +1,17 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from patchscaler.sampling.patches import fold, grid, tokenize, unfold, untokenize
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 2), st.integers(1, 4), st.integers(1, 4), st.sampled_from([(8, 8), (8, 4), (16, 8), (6, 2)]))
+@given(
+    st.integers(1, 2),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.sampled_from([(8, 8), (8, 4), (16, 8), (6, 2)]),
+)
 def test_fold_of_unfold_is_the_identity(batch, rows, cols, sizes):
     size, stride = sizes
     shape = (batch, 3, size + (rows - 1) * stride, size + (cols - 1) * stride)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from patchscaler.sampling.noise import patch_noise
 from patchscaler.sampling.schedule import mid_state, noise_level, signal, solver_step, start_state
 
@@ -60,7 +61,12 @@ def test_noise_depends_on_seed_and_place_only():
     alone = patch_noise(1, *place, shape)
     among = patch_noise(1, torch.arange(4), torch.tensor([5, 5, 5, 1]), shape)
     assert torch.equal(alone[0], among[2])
-    others = [patch_noise(2, *place, shape), patch_noise(1, place[1], place[0], shape), among[1:2], among[3:4]]
+    others = [
+        patch_noise(2, *place, shape),
+        patch_noise(1, place[1], place[0], shape),
+        among[1:2],
+        among[3:4],
+    ]
     others.append(patch_noise(1 + 2**32, *place, shape))
     for other in others:
         correlation = float((alone * other).mean())

@@ -7,33 +7,42 @@ from typing import Annotated
 
 import typer
 
+from patchscaler.cli.common import DeviceOption, DtypeOption, Precision, SeedOption, counting_bar
+from patchscaler.errors import InputError
+
 
 def calibrate(
-    lr_dir: Annotated[Path, typer.Argument(help="Folder of LR validation images.")],
-    hr_dir: Annotated[Path, typer.Argument(help="Folder of the HR images of the same names.")],
-    model: Annotated[str, typer.Option(help="Model folder to calibrate; the plans are written into it.")],
-    report: Annotated[Path | None, typer.Option(help="Markdown file for the measured table.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use at most so many images.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Fixes the noise.")] = 0,
+    lr_dir: Annotated[Path, typer.Argument(metavar="LR", help="Folder of LR validation images.")],
+    hr_dir: Annotated[
+        Path, typer.Argument(metavar="HR", help="Folder of the truth, 4 times as large, same names.")
+    ],
+    model: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Model to calibrate; the plans are written into it.")
+    ],
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Markdown file for the measured tables.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many images only.")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Precision.auto,
+    seed: SeedOption = 0,
 ) -> None:
-    """Choose the paths of `fast`, `balanced` and `best` by their measured gain."""
-    from rich.console import Console
-    from rich.progress import Progress
+    """Choose the paths of `fast`, `balanced` and `best` by their measured gain; needs the extra `train`."""
+    if report is not None and report.is_dir():
+        raise InputError(f"{report} is a folder; --report names a file")
 
-    from patchscaler.evaluation.calibrate import CANDIDATES, read_pairs, to_markdown
     from patchscaler.evaluation.calibrate import calibrate as measure
+    from patchscaler.evaluation.calibrate import read_pairs, to_markdown
     from patchscaler.pipeline import PatchScalerPipeline
     from patchscaler.storage import write_plans
 
-    pipeline = PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype)
     pairs = read_pairs(lr_dir, hr_dir, limit)
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("paths", total=len(CANDIDATES) + 1)
-        measured = measure(pipeline, pairs, seed=seed, on_path=lambda path: bar.advance(task))
-    write_plans(Path(model), measured.plans)
-    table = to_markdown(measured)
+    pipeline = PatchScalerPipeline.from_pretrained(model.absolute(), device=device, dtype=dtype.value)
+    with counting_bar("paths") as progress:
+        measured = measure(pipeline, pairs, seed=seed, progress=progress)
+    write_plans(model, measured.plans)
+    tables = to_markdown(measured)
     if report is not None:
-        report.write_text(table)
-    Console().print(table, markup=False, highlight=False)
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(tables, encoding="utf-8")
+    typer.echo(tables)

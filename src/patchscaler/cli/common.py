@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,6 +75,17 @@ class RunBar:
     def stage(self, progress: Progress) -> None:
         """Show how far a stage is."""
         self.bar.update(self.task, description=progress.stage, completed=progress.done, total=progress.total)
+
+
+@contextlib.contextmanager
+def counting_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback that draws how many of how many are done, on stderr and only on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from patchscaler.cli.common import DeviceOption, DtypeOption, ModelOption, Precision, SeedOption
+from patchscaler.cli.common import (
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    Precision,
+    SeedOption,
+    counting_bar,
+)
 from patchscaler.errors import InputError
 
 _REPORTS = ("report.html", "report.md", "report.json")
@@ -41,16 +48,12 @@ def evaluate(
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is not a folder")
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from patchscaler.evaluation.evaluate import evaluate as measure
     from patchscaler.evaluation.report import to_html, to_json, to_markdown
     from patchscaler.pipeline import PatchScalerPipeline
 
     pipeline = PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype.value)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("images", total=None)
+    with counting_bar("images") as progress:
         evaluation = measure(
             pipeline,
             lr_dir,
@@ -59,12 +62,12 @@ def evaluate(
             seed=seed,
             border=border,
             limit=limit,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=progress,
         )
     output.mkdir(parents=True, exist_ok=True)
     for name, write in zip(_REPORTS, (to_html, to_markdown, to_json), strict=True):
         (output / name).write_text(write(evaluation), encoding="utf-8")
-    Console().print(to_markdown(evaluation), markup=False, highlight=False, soft_wrap=True)
+    typer.echo(to_markdown(evaluation))
 
 
 def _parse_peer(text: str) -> tuple[str, Path]:

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchscaler.errors import DeviceError, InputError
+
+if TYPE_CHECKING:
+    from patchscaler.training.recipe import Recipe
+
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe of the stage, a YAML file as in configs/.")],
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="Recipe of the stage, a YAML file as in configs/.")
+    ],
     data: Annotated[Path, typer.Option(help="Folder of photos, or one with train/ and textures/ in it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model folder to write.")],
     init: Annotated[
         str, typer.Option(help="Where to start: a model folder or hub id, a preset's name, or `bundled`.")
     ] = "bundled",
     change: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a field of the recipe: NAME=VALUE, repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Change a field of the recipe; may be repeated."),
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
-    limit: Annotated[int | None, typer.Option(help="Load at most so many images per folder.")] = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Load at most so many images per folder.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and print the resolved recipe, and stop.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Train one stage of the model.
+    """Train one stage of the model; needs the extra `train`.
 
     Several GPUs: torchrun --nproc-per-node N -m patchscaler train RECIPE ...
     """
@@ -35,19 +47,15 @@ def train(
     from rich.console import Console
     from rich.logging import RichHandler
 
-    from patchscaler.errors import DeviceError, InputError
     from patchscaler.training.recipe import Recipe
 
-    changes = {}
-    for item in change or []:
-        name, found, value = item.partition("=")
-        if not found:
-            raise InputError(f"--set takes NAME=VALUE, not {item!r}")
-        changes[name] = yaml.safe_load(value)
-    resolved = Recipe.read(recipe, **changes)
+    if device not in ("auto", "cpu", "cuda"):
+        raise DeviceError(f"unknown device {device!r}; training takes auto, cpu or cuda")
+    resolved = Recipe.read(recipe, **dict(_parse_change(text) for text in change or []))
+    _check_stage(recipe, resolved)
     if dry_run:
         settings = {"init": init, "data": str(data), "output": str(output), **asdict(resolved)}
-        Console().print(yaml.safe_dump(settings, sort_keys=False).strip(), markup=False, highlight=False)
+        typer.echo(yaml.safe_dump(settings, sort_keys=False).strip())
         return
 
     import torch
@@ -74,3 +82,33 @@ def train(
             None if init == "bundled" else init, device="cpu", dtype="fp32"
         )
     run(pipeline, TileSet.load(data, limit=limit), resolved, output, resume=resume)
+
+
+def _parse_change(text: str) -> tuple[str, Any]:
+    import yaml
+
+    name, found, word = text.partition("=")
+    if not (name and found):
+        raise InputError(f"--set takes NAME=VALUE, not {text!r}")
+    try:
+        return name, yaml.safe_load(word)
+    except yaml.YAMLError:
+        raise InputError(f"--set {text}: {word!r} is not a YAML value") from None
+
+
+def _check_stage(file: Path, recipe: Recipe) -> None:
+    """Refuse a recipe whose stage, or an option of it or of the degradation, is not known."""
+    import inspect
+
+    from patchscaler.data.degradation import DegradationConfig
+    from patchscaler.training.stages import STAGES
+
+    if recipe.stage not in STAGES:
+        raise InputError(f"{file}: no stage {recipe.stage!r}; there are {', '.join(STAGES)}")
+    known = list(inspect.signature(STAGES[recipe.stage]).parameters)[3:]  # pipeline, tiles, degradation
+    unknown = sorted(set(recipe.options) - set(known))
+    if unknown:
+        raise InputError(
+            f"{file}: the stage {recipe.stage} has no option {unknown[0]!r}; it has {', '.join(known)}"
+        )
+    DegradationConfig.from_dict(recipe.degradation)

@@ -60,8 +60,8 @@ def load_tiles(folder: Path, size: int, *, limit: int | None = None) -> Tiles:
 
     Sources come from `MANIFEST.csv` in the folder's parent (columns `file`, as `train/name.webp`, and
     `source`); a file without a row is its own source. In a folder called `textures` the part of a name
-    before `__` is its category, less what follows a `-` in it (`photo-volcano__7.webp` is a `photo`). `limit` keeps the first files only. Raises InputError when a file cannot be
-    read or nothing is left.
+    before `__` is its category, less what follows a `-` in it (`photo-volcano__7.webp` is a `photo`). `limit`
+    keeps the first files only. Raises InputError when a file cannot be read or nothing is left.
     """
 
     def whole(image: Image.Image) -> list[np.ndarray]:
@@ -78,7 +78,8 @@ def load_tiles(folder: Path, size: int, *, limit: int | None = None) -> Tiles:
     keys = [f"{folder.name}/{file.relative_to(folder).as_posix()}" for file, _ in kept]
     prefixes = [file.name.partition("__") for file, _ in kept]
     labels = [
-        prefix.partition("-")[0] if folder.name == "textures" and mark else None for prefix, mark, _ in prefixes
+        prefix.partition("-")[0] if folder.name == "textures" and mark else None
+        for prefix, mark, _ in prefixes
     ]
     return _tiles([array for _, array in kept], keys, [manifest.get(key, key) for key in keys], labels)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 
 from patchscaler.errors import InputError
+from patchscaler.evaluation.files import check_size, common_stems, find_images, read_image
 from patchscaler.evaluation.metrics import DeepFeatureDistance
-from patchscaler.pipeline import SCALE, PatchScalerPipeline
+from patchscaler.imaging.tensors import to_tensor
+from patchscaler.pipeline import MIN_SIDE, SCALE, PatchScalerPipeline
 from patchscaler.sampling.grouping import Path, Plan, assign, patch_quality
 from patchscaler.sampling.patches import unfold
 
@@ -50,7 +53,7 @@ def calibrate(
     candidates: Sequence[Path] = CANDIDATES,
     shares: Sequence[float] = SHARES,
     seed: int = 0,
-    on_path: Callable[[Path], None] = lambda path: None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Measure every candidate path on validation pairs and choose the plans.
 
@@ -60,10 +63,10 @@ def calibrate(
         candidates: paths to try, beside taking no step.
         shares: share of the patches in each group, simplest first.
         seed: fixes the noise.
-        on_path: told when a path has been measured.
+        progress: told how many paths of how many are measured.
 
     Raises:
-        InputError: an image's sides are not whole patches.
+        InputError: an image's sides are not whole patches, or its truth is not 4 times as large.
     """
     size = pipeline.sampling.patch_size
     pixels = size * pipeline.autoencoder.factor
@@ -71,11 +74,13 @@ def calibrate(
         raise InputError(
             f"calibration images must have sides that are multiples of {pixels // SCALE} LR pixels"
         )
+    if any(hr.shape[1:] != (SCALE * lr.shape[1], SCALE * lr.shape[2]) for lr, hr in pairs):
+        raise InputError(f"the truth of a calibration image must be {SCALE} times as large as it is")
     judge = DeepFeatureDistance().to(pipeline.device)
     truth = [unfold(hr[None].to(pipeline.device), pixels, pixels) for _, hr in pairs]
     nothing = Path(1.0, 0)
     measured = Calibration(torch.empty(0), {})
-    for path in (nothing, *candidates):
+    for done, path in enumerate((nothing, *candidates)):
         plan = Plan((), (path,))
         distances, qualities = [], []
         for (lr, _), patches in zip(pairs, truth, strict=True):
@@ -86,7 +91,8 @@ def calibrate(
             qualities.append(patch_quality(confidence, size, size))
         measured.distance[path] = torch.cat(distances)
         measured.quality = torch.cat(qualities)
-        on_path(path)
+        if progress is not None:
+            progress(done + 1, len(candidates) + 1)
     for name, keep in KEEP.items():
         measured.plans[name] = _choose(measured, shares, keep)
     variance = torch.cat([_lr_variance(lr, pixels // SCALE) for lr, _ in pairs])
@@ -99,7 +105,8 @@ def to_markdown(measured: Calibration) -> str:
     groups = assign(measured.quality, measured.plans["balanced"].thresholds)
     lines = ["| T | N | all | simple | medium | hard |", "|---|---|---|---|---|---|"]
     for path, distance in measured.distance.items():
-        parts = [f"{float(distance[groups == group].mean()):.4f}" for group in range(int(groups.max()) + 1)]
+        means = [float(distance[groups == group].mean()) for group in range(len(SHARES))]
+        parts = ["" if isnan(mean) else f"{mean:.4f}" for mean in means]
         lines.append(
             f"| {path.timestep} | {path.steps} | {float(distance.mean()):.4f} | {' | '.join(parts)} |"
         )
@@ -118,26 +125,15 @@ def read_pairs(lr_dir: FilePath, hr_dir: FilePath, limit: int | None = None) -> 
     """The images that have the same stem in both folders.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, one cannot be read, or sizes do not fit.
     """
-    from PIL import Image
-
-    from patchscaler.imaging.tensors import to_tensor
-
-    def find(folder: FilePath) -> dict[str, FilePath]:
-        return {file.stem: file for file in sorted(folder.iterdir())} if folder.is_dir() else {}
-
-    low, high = find(lr_dir), find(hr_dir)
-    stems = sorted(low.keys() & high.keys())[:limit]
-    if not stems:
-        raise InputError(f"no image of {lr_dir} has a namesake in {hr_dir}")
-    return [
-        (
-            to_tensor(Image.open(low[stem]).convert("RGB"), 1),
-            to_tensor(Image.open(high[stem]).convert("RGB"), 1),
-        )
-        for stem in stems
-    ]
+    low, high = find_images(lr_dir), find_images(hr_dir)
+    pairs = []
+    for stem in common_stems(lr_dir, hr_dir, limit):
+        lr, hr = read_image(low[stem]), read_image(high[stem])
+        check_size(high[stem], hr, lr, SCALE)
+        pairs.append((to_tensor(lr, MIN_SIDE), to_tensor(hr, MIN_SIDE)))
+    return pairs
 
 
 def _choose(measured: Calibration, shares: Sequence[float], keep: float) -> Plan:
@@ -146,7 +142,11 @@ def _choose(measured: Calibration, shares: Sequence[float], keep: float) -> Plan
     groups = assign(measured.quality, plan.thresholds)
     paths = []
     for group in range(len(shares)):
-        mean = {path: float(distance[groups == group].mean()) for path, distance in measured.distance.items()}
+        own = groups == group
+        if not own.any():
+            paths.append(nothing)
+            continue
+        mean = {path: float(distance[own].mean()) for path, distance in measured.distance.items()}
         least = min(mean.values())
         enough = mean[nothing] - keep * (mean[nothing] - least)
         paths.append(min((p for p in mean if mean[p] <= enough + 1e-9), key=lambda p: (p.steps, mean[p])))

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from patchscaler.errors import InputError
 from patchscaler.evaluation import metrics
+from patchscaler.evaluation.files import check_size, common_stems, find_images, read_image
 from patchscaler.evaluation.metrics import Array, Interval
 from patchscaler.features import feature_distance
 from patchscaler.imaging.difficulty import difficulty_map
@@ -29,7 +29,6 @@ from patchscaler.sampling.patches import unfold
 METRICS = ("psnr_y", "ssim_y", "dfd", "detail_energy", "colour_shift", "seam_power")
 BICUBIC, RESTORATION, UNIFORM, OURS = "bicubic", "restoration only", "uniform", "balanced"
 MIN_SIZE = 128
-_SUFFIXES = frozenset({".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 _CROP = 192
 
 
@@ -162,11 +161,9 @@ def evaluate(
     taken = sorted(peers.keys() & {BICUBIC, *plans})
     if taken:
         raise InputError(f"a peer cannot be called {taken[0]!r}: a row of the report has that name")
-    low, high = _find(lr_dir), _find(hr_dir)
-    ready = {name: _find(folder) for name, folder in peers.items()}
-    stems = sorted(low.keys() & high.keys())[:limit]
-    if not stems:
-        raise InputError(f"no image of {lr_dir} has a namesake in {hr_dir}")
+    stems = common_stems(lr_dir, hr_dir, limit)
+    low, high = find_images(lr_dir), find_images(hr_dir)
+    ready = {name: find_images(folder) for name, folder in peers.items()}
     for name, files in ready.items():
         missing = [stem for stem in stems if stem not in files]
         if missing:
@@ -193,11 +190,11 @@ def evaluate(
     rebuilt: list[dict[str, float]] = []
     shifts: list[dict[str, float]] = []
     for done, stem in enumerate(stems):
-        lr, truth = _read(low[stem]), _read(high[stem])
+        lr, truth = read_image(low[stem]), read_image(high[stem])
         _check_size(high[stem], truth, lr, border)
         outputs = {BICUBIC: _bicubic(lr)}
         for name, files in ready.items():
-            outputs[name] = _read(files[stem])
+            outputs[name] = read_image(files[stem])
             _check_size(files[stem], outputs[name], lr, border)
         results = {name: pipeline(lr, plan=plan, seed=seed) for name, plan in plans.items()}
         outputs |= {name: result.image for name, result in results.items()}
@@ -350,35 +347,9 @@ def _compare(ours: Row, other: Row, metric: str, seed: int) -> Interval:
     return metrics.paired_bootstrap(a, b, seed=seed)
 
 
-def _find(folder: Path) -> dict[str, Path]:
-    """The images of a folder by stem."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder")
-    files: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in _SUFFIXES or file.name.startswith("."):
-            continue
-        if file.stem in files:
-            raise InputError(f"{files[file.stem]} and {file.name} have the same name: keep one")
-        files[file.stem] = file
-    return files
-
-
-def _read(file: Path) -> Array:
-    try:
-        with Image.open(file) as image:
-            if image.mode not in ("RGB", "L", "P"):
-                raise InputError(f"{file} has mode {image.mode}: only 8-bit RGB and grey images are judged")
-            return np.array(image.convert("RGB"))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read as an image") from error
-
-
 def _check_size(file: Path, image: Array, lr: Array, border: int) -> None:
+    check_size(file, image, lr, SCALE)
     height, width = image.shape[:2]
-    wanted = lr.shape[0] * SCALE, lr.shape[1] * SCALE
-    if (height, width) != wanted:
-        raise InputError(f"{file} is {width}x{height}, not {wanted[1]}x{wanted[0]}: {SCALE} times its LR")
     if min(height, width) - 2 * border < MIN_SIZE:
         raise InputError(f"{file} is {width}x{height}: sides inside the border must be {MIN_SIZE} or more")
 

@@ -58,7 +58,10 @@ def to_html(evaluation: Evaluation, count: int = 8) -> str:
             strict=True,
         )
     }
-    figures = [_figure(stem, gains[stem], evaluation.pictures[stem]) for stem in evaluation.pick(count)]
+    aside = [name for name in evaluation.settings["plans"] if name != OURS]
+    figures = [
+        _figure(stem, gains[stem], evaluation.pictures[stem], aside) for stem in evaluation.pick(count)
+    ]
     return _PAGE.format(
         title=f"Evaluation on {len(evaluation.images)} images",
         subtitle=escape(f"PatchScaler {evaluation.settings['model']}"),
@@ -136,18 +139,22 @@ def _ours_class(name: str) -> str:
     return ' class="ours"' if name == OURS else ""
 
 
-def _figure(stem: str, gain: float, picture: Picture) -> str:
+def _figure(stem: str, gain: float, picture: Picture, aside: Sequence[str]) -> str:
+    """LR, the other methods, ours, the truth and the difficulty map; after them the rows `aside`."""
     side = max(next(iter(picture.crops.values())).shape[:2])
-    shown = {"LR": picture.lr, **picture.crops, "difficulty": picture.difficulty}
-    tiles = "".join(
-        f'<figure><img src="{_data_uri(image)}" alt="{escape(f"{stem}: {name}")}" loading="lazy"'
-        f' width="{side}" height="{side}"><figcaption{_ours_class(name)}>{escape(name)}</figcaption></figure>'
-        for name, image in shown.items()
-    )
-    caption = f"DFD {-gain:+.4f} by sampling"
-    return (
-        f'<section><h3>{escape(stem)} <small>{caption}</small></h3><div class="tiles">{tiles}</div></section>'
-    )
+    first = {name: crop for name, crop in picture.crops.items() if name not in aside}
+    last = {name: crop for name, crop in picture.crops.items() if name in aside}
+    shown = {"LR": picture.lr, **first, "difficulty": picture.difficulty, **last}
+    tiles = []
+    for name, image in shown.items():
+        kind = "map" if name == "difficulty" else "crop"
+        tiles.append(
+            f'<figure><img src="{_data_uri(image)}" alt="{escape(f"{stem}: {name}")}" class="{kind}"'
+            f' loading="lazy" width="{side}" height="{side}">'
+            f"<figcaption{_ours_class(name)}>{escape(name)}</figcaption></figure>"
+        )
+    heading = f"{escape(stem)} <small>DFD {-gain:+.4f} by sampling</small>"
+    return f'<section><h3>{heading}</h3><div class="tiles">{"".join(tiles)}</div></section>'
 
 
 def _data_uri(image: Array) -> str:
@@ -181,9 +188,10 @@ th, td {{ padding: .4rem .8rem; border-bottom: 1px solid var(--line);
 th:first-child {{ text-align: left; }}
 tr.ours {{ background: var(--mark); }}
 figcaption.ours {{ color: var(--ink); font-weight: 600; }}
-.tiles {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .75rem; }}
+.tiles {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .75rem; }}
 figure {{ margin: 0; font-size: .8125rem; }}
-img {{ width: 100%; height: auto; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated; }}
+img {{ width: 100%; height: auto; aspect-ratio: 1; object-fit: contain; }}
+img.crop {{ image-rendering: pixelated; }}
 </style>
 </head>
 <body>

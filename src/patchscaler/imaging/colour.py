@@ -48,7 +48,7 @@ def to_srgb(image: pyvips.Image) -> tuple[pyvips.Image, ColourSpace, list[str]]:
     """
     import pyvips
 
-    profile: bytes | None = image.get(_PROFILE) if image.get_typeof(_PROFILE) else None
+    profile: Any = image.get(_PROFILE) if image.get_typeof(_PROFILE) else None
     if image.interpretation in ("cmyk", "lab", "labs"):
         return _foreign(image, profile)
     grey = image.bands == 1
@@ -132,7 +132,8 @@ def _converts(profile: bytes, grey: bool) -> bool:
 def _is_srgb(profile: bytes) -> bool:
     """Whether converting from the profile moves no colour by more than one level of eight bits."""
     probe = _probe()
-    return float((_unit(_import(probe, profile)) - _unit(probe)).abs().max()) <= _SAME
+    difference: Any = (_unit(_import(probe, profile)) - _unit(probe)).abs().max()
+    return float(difference) <= _SAME
 
 
 def _probe() -> pyvips.Image:
@@ -155,7 +156,7 @@ def _export(image: pyvips.Image, profile: bytes) -> pyvips.Image:
     return _tagged(connected, profile).icc_export(depth=16, **_INTENT)
 
 
-def _tagged(image: pyvips.Image, profile: bytes) -> pyvips.Image:
+def _tagged(image: pyvips.Image, profile: Any) -> pyvips.Image:
     import pyvips
 
     image = image.copy()

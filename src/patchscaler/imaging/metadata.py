@@ -87,7 +87,7 @@ def attach_metadata(image: pyvips.Image, metadata: Metadata, format: str) -> pyv
             continue
         if name == "xmp-data":
             value = correct_xmp(value, image.width, image.height)
-        image.set_type(kind, name, value)
+        image.set_type(kind, name, value)  # type: ignore[arg-type]
     image.set_type(pyvips.GValue.gint_type, "orientation", 1)
     return image
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -41,11 +41,12 @@ class KLAutoencoder(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] to scaled latents (B, c, H/f, W/f)."""
-        return (self.vae.encode(images * 2 - 1).latent_dist.mode() - self.shift) * self.scaling
+        return (self.vae.encode(images * 2 - 1, return_dict=False)[0].mode() - self.shift) * self.scaling
 
     def decode(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
         """Scaled latents to images (B, 3, H, W), nominally in [0, 1]; `lr` is not used."""
-        return self.vae.decode(latent / self.scaling + self.shift).sample * 0.5 + 0.5
+        scaled = cast("torch.FloatTensor", latent / self.scaling + self.shift)
+        return self.vae.decode(scaled, return_dict=False)[0] * 0.5 + 0.5
 
     @property
     def dtype(self) -> torch.dtype:

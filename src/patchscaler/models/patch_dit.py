@@ -106,7 +106,7 @@ class PatchDiT(ModelMixin, ConfigMixin):
 
     def prompt_cache(self, prompt: Tensor) -> Tensor:
         """Keys and values (cross blocks, 2, n, heads, L, head width) of prompt tokens (n, L, prompt_width)."""
-        return torch.stack([b.cross.key_value(prompt) for b in self.blocks if b.cross is not None])
+        return torch.stack([b.cross.key_value(prompt) for b in self.blocks if isinstance(b.cross, Attention)])
 
     def forward(
         self, x: Tensor, y: Tensor, condition: Tensor, prompt: Tensor, timestep: Tensor, start: Tensor

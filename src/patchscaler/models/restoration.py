@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ class RestorationModule(ModelMixin, ConfigMixin):
         self.halo = -(-(_reach(blocks) + 3) // self.grid) * self.grid
         self.values_per_latent = _VALUES * widths[0]
         self.stem = nn.Conv2d(latent_channels + 3 * lr_fold**2, widths[0], 3, padding=1)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.down = nn.ModuleList(_stack(width, count) for width, count in zip(widths, blocks, strict=True))
         self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
         self.grow = nn.ModuleList(

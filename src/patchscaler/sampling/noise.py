@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,12 +11,13 @@ from torch import Tensor
 _MASK = 0xFFFFFFFF
 
 
-def patch_noise(seed: int, rows: Tensor, cols: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def patch_noise(seed: int, rows: Tensor, cols: Tensor, shape: Sequence[int]) -> Tensor:
     """Standard normal noise (n, *shape), float32, the same on every device up to rounding.
 
     Args:
         seed: any integer.
-        rows, cols: int64 (n,), the positions of the patches in their image.
+        rows: int64 (n,), which row of their image the patches are in.
+        cols: int64 (n,), which column.
         shape: shape of one patch, with an even number of values.
     """
     key = torch.full_like(rows, seed & _MASK)

@@ -57,7 +57,10 @@ def solver_step(
         state: x_t (n, c, p, p), float32.
         x: the network's estimate of x_0.
         y: y_0.
-        timestep, following, start: t > following >= 0, and T >= t, each (n,).
+        timestep: t (n,), above the following one.
+        following: where the step leads (n,), 0 or more.
+        start: T (n,), not below t.
+        shortcut: law of the path.
     """
     eps = (state - signal(timestep) * _mean(x, y, timestep, start, shortcut)) / noise_level(timestep)
     mean = _mean(x, y, following, start, shortcut)

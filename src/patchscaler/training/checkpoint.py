@@ -1,4 +1,4 @@
-"""Training state in safetensors: exact resume on one machine, without pickle."""
+"""Training state in safetensors: exact resume on one machine."""
 
 from __future__ import annotations
 

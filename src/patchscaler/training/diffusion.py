@@ -24,6 +24,8 @@ class DiffusionStage(Stage):
         drop_prompt: share of the patches that get the null prompt.
     """
 
+    origins: Tensor
+
     def __init__(
         self,
         pipeline: PatchScalerPipeline,

@@ -38,6 +38,8 @@ class FinetuneStage(DiffusionStage):
         alone: steps that the discriminator learns before the denoiser listens to it.
     """
 
+    paths: Tensor
+
     def __init__(
         self,
         pipeline: PatchScalerPipeline,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -56,7 +56,7 @@ class Recipe:
     weight_decay: float = 0.0
     clip: float = 1.0
     ema: float = 0.999
-    precision: str = "bf16"
+    precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
     log_every: int = 50
     save_every: int = 1000
@@ -64,22 +64,40 @@ class Recipe:
 
     def rate(self, step: int, progress: float) -> float:
         """Learning rate: linear warm-up over steps, then constant, then linear decay over the end of the run."""
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup, (1 - progress) / max(self.decay, 1e-9))
+        return self.learning_rate * min(
+            1.0, (step + 1) / max(self.warmup, 1), (1 - progress) / max(self.decay, 1e-9)
+        )
 
     @classmethod
     def read(cls, file: str | os.PathLike[str], **changes: Any) -> Recipe:
         """Read a recipe from YAML, with some fields changed.
 
         Raises:
-            InputError: the file cannot be read or names an unknown field.
+            InputError: the file cannot be read, names an unknown field or has a value of another kind.
         """
         try:
             values = {**yaml.safe_load(Path(file).read_text()), **changes}
-        except (OSError, yaml.YAMLError, TypeError) as error:
+        except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
             raise InputError(f"cannot read the recipe {file}: {str(error).splitlines()[0]}") from error
-        known = {entry.name for entry in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
+        kinds = get_type_hints(cls)
+        if unknown := sorted(str(name) for name in values if name not in kinds):
             raise InputError(f"the recipe {file} has unknown fields: {', '.join(unknown)}")
-        if "betas" in values:
-            values["betas"] = tuple(values["betas"])
-        return cls(**values)
+        if "stage" not in values:
+            raise InputError(f"the recipe {file} names no stage")
+        return cls(**{name: _as_kind(name, value, kinds[name]) for name, value in values.items()})
+
+
+def _as_kind(name: str, value: Any, kind: Any) -> Any:
+    """A value from YAML, which reads 1e-4 as text, as the kind of its field."""
+    origin = get_origin(kind) or kind
+    with suppress(TypeError, ValueError):
+        if kind is float:
+            return float(value)
+        if kind is int and float(value).is_integer():
+            return int(float(value))
+        if origin is tuple:
+            first, second = map(float, value)
+            return first, second
+        if value in get_args(kind) if origin is Literal else kind is not int and isinstance(value, origin):
+            return value
+    raise InputError(f"the recipe's {name} cannot be {value!r}")

@@ -81,12 +81,16 @@ class AutoencoderStage(Stage):
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Normalise the latents: mean 0 and deviation 1 per channel over the training tiles."""
+        """Normalise the latents: mean 0 and deviation 1 per channel over the training tiles.
+
+        A texture memory of the former latents is dropped.
+        """
         batches = (batch.images[::4] for batch in self.tiles.batches(16))
         latents = [self.autoencoder.encoder(images * 2 - 1).float() for images in batches]
         values = torch.cat([latent.transpose(0, 1).flatten(1) for latent in latents], dim=1)
         self.autoencoder.latent_mean.copy_(values.mean(dim=1))
         self.autoencoder.latent_std.copy_(values.std(dim=1))
+        self.pipeline.texture_memory = None
 
 
 class RestorationStage(Stage):

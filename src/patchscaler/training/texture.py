@@ -68,7 +68,8 @@ class TextureStage(Stage):
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Build the texture memory from the tiles whose licence allows it."""
+        """Build the texture memory from the tiles whose licence allows it; without such tiles there is none."""
+        self.pipeline.texture_memory = None  # its keys are the former classifier's
         patches: list[Tensor] = []
         sources: list[str] = []
         licences: list[str] = []

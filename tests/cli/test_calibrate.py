@@ -1,0 +1,58 @@
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def model(model_folder, tmp_path):
+    return shutil.copytree(model_folder, tmp_path / "model")
+
+
+@pytest.fixture
+def folders(photo, tmp_path):
+    """One pair: LR of 64x64 and HR of 256x256."""
+    low, high = tmp_path / "low", tmp_path / "high"
+    for folder, side in ((low, 64), (high, 256)):
+        folder.mkdir()
+        Image.open(photo).resize((side, side)).save(folder / "a.png")
+    return low, high
+
+
+def test_plans_are_written_into_the_model_and_the_tables_shown(run, model, folders, tmp_path):
+    before = json.loads((model / "config.json").read_text())
+    report = tmp_path / "reports" / "paths.md"
+    result = run("calibrate", *folders, "--model", model, "--report", report, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    after = json.loads((model / "config.json").read_text())
+    plans = after.pop("plans")
+    assert plans != before.pop("plans")
+    assert after == before
+    assert list(plans) == ["fast", "balanced", "best"]
+    assert all(len(plan["paths"]) == 3 for plan in plans.values())
+    text = report.read_text()
+    assert text.strip() == result.stdout.strip()
+    for words in ("| T | N |", "| 0.43 | 1 |", "| 0.9 | 4 |", "| balanced |"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("model_name", "resize", "reason"),
+    [
+        ("nowhere", None, "no model in"),
+        ("model", (60, 60), "256x256, not 240x240"),
+        ("model", (60, 64), "not"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_leaves_the_model(
+    run, model, folders, tmp_path, model_name, resize, reason
+):
+    before = (model / "config.json").read_bytes()
+    if resize:
+        Image.new("RGB", resize).save(folders[0] / "a.png")
+    result = run("calibrate", *folders, "--model", tmp_path / model_name, "--device", "cpu")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert reason in line
+    assert (model / "config.json").read_bytes() == before

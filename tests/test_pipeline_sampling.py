@@ -1,0 +1,127 @@
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from patchscaler.errors import ModelError
+from patchscaler.pipeline import PatchScalerPipeline
+from patchscaler.sampling.grouping import Path, Plan, patch_quality
+
+SIMPLE, MEDIUM, HARD = Path(1.0, 0), Path(0.66, 1), Path(0.9, 3)
+PATCH, REACH = 128, 36  # pixels of a patch, and how far the tiny decoder's receptive field goes
+
+
+@pytest.fixture(scope="module")
+def mixed(pipeline) -> tuple[torch.Tensor, Plan]:
+    """An image of 3x4 whole patches and a plan that splits it into three groups of four."""
+    image = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(5))
+    confidence = torch.from_numpy(pipeline(image, plan=Plan.restoration_only()).confidence)
+    quality = patch_quality(confidence[None, None], 16, 16).sort().values
+    cuts = tuple(float(quality[i - 1] + quality[i]) / 2 for i in (8, 4))
+    return image, Plan(cuts, (SIMPLE, MEDIUM, HARD))
+
+
+def middles(image):
+    """The part (rows, cols, 3, m, m) of each patch that depends on no other patch."""
+    patches = image.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)
+    return patches[..., REACH:-REACH, REACH:-REACH].permute(1, 2, 0, 3, 4)
+
+
+def test_all_simple_is_the_restoration_alone(pipeline, mixed):
+    image, _ = mixed
+    result = pipeline(image, plan=Plan((0.0,), (SIMPLE, HARD)))
+    assert not result.steps.any()
+    assert torch.equal(result.image, pipeline(image, plan=Plan.restoration_only()).image)
+
+
+def test_all_hard_is_uniform_sampling(pipeline, mixed):
+    image, _ = mixed
+    result = pipeline(image, plan=Plan((1.0, 1.0), (SIMPLE, MEDIUM, HARD)))
+    assert (result.steps == HARD.steps).all()
+    assert torch.equal(result.image, pipeline(image, plan=Plan.uniform(*dataclasses.astuple(HARD))).image)
+
+
+def test_in_a_mixed_plan_every_patch_takes_the_path_of_its_group(pipeline, mixed):
+    image, plan = mixed
+    result = pipeline(image, plan=plan)
+    assert result.group_shares(3) == [pytest.approx(1 / 3)] * 3
+    confidence = patch_quality(torch.from_numpy(result.confidence)[None, None], 16, 16).view(3, 4)
+    groups = torch.from_numpy(result.groups)
+    assert confidence[groups == 0].min() > confidence[groups == 1].max()
+    assert confidence[groups == 1].min() > confidence[groups == 2].max()
+    for group, path in enumerate(plan.paths):
+        uniform = pipeline(image, plan=Plan.uniform(path.timestep, path.steps)).image
+        mask = groups == group
+        torch.testing.assert_close(middles(result.image)[mask], middles(uniform)[mask], atol=1e-5, rtol=0)
+        assert (middles(result.image)[~mask] - middles(uniform)[~mask]).abs().max() > 0.01
+
+
+def test_a_named_quality_is_its_plan(make_pipeline, mixed):
+    image, plan = mixed
+    pipeline = make_pipeline()
+    assert not pipeline(image).steps.any(), "before calibration nothing is sampled"
+    pipeline.plans["best"] = plan
+    assert torch.equal(pipeline(image, plan="best").image, pipeline(image, plan=plan).image)
+
+
+def test_threads_may_share_a_pipeline(pipeline, mixed):
+    image, plan = mixed
+    jobs = [(image[:, :, : 40 + 20 * (seed % 4)], seed) for seed in range(8)]
+
+    def work(job):
+        return pipeline(job[0], plan=plan, seed=job[1])
+
+    expected = [work(job) for job in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(work, jobs))
+    for ours, theirs, (_, seed) in zip(results, expected, jobs, strict=True):
+        assert ours.seed == seed
+        torch.testing.assert_close(ours.image, theirs.image, atol=1e-5, rtol=0)
+
+
+def test_without_texture_a_memory_does_not_matter(pipeline, mixed):
+    image, plan = mixed
+    memory = pipeline.texture_memory
+    empty = dataclasses.replace(
+        memory,
+        values=memory.values[:0],
+        scales=memory.scales[:0],
+        keys=memory.keys[:0],
+        sources=(),
+        licences=(),
+    )
+    off = pipeline(image, plan=plan, texture=False).image
+    assert torch.equal(pipeline.with_memory(empty)(image, plan=plan).image, off)
+    assert torch.equal(pipeline.with_memory(None)(image, plan=plan).image, off)
+    assert not torch.equal(pipeline(image, plan=plan).image, off)
+
+
+def test_a_memory_smaller_than_the_prompt_is_used_whole(pipeline, mixed):
+    image, plan = mixed
+    memory = pipeline.texture_memory
+    two = dataclasses.replace(
+        memory, values=memory.values[:2], scales=memory.scales[:2], keys=memory.keys[:2]
+    )
+    result = pipeline.with_memory(two)(image, plan=plan).image
+    assert not torch.equal(result, pipeline(image, plan=plan, texture=False).image)
+
+
+def test_a_memory_of_another_autoencoder_is_refused(pipeline):
+    foreign = dataclasses.replace(pipeline.texture_memory, latent_space="0" * 16)
+    with pytest.raises(ModelError, match="another autoencoder"):
+        pipeline.with_memory(foreign)
+
+
+def test_overlapping_patches_are_blended(pipeline, mixed):
+    image, _ = mixed
+    sampling = dataclasses.replace(pipeline.sampling, stride=8)
+    overlapping = PatchScalerPipeline(**pipeline.networks, sampling=sampling)
+    alone = overlapping(image, plan=Plan.restoration_only())
+    assert alone.groups.shape == (5, 7)
+    expected = pipeline(image, plan=Plan.restoration_only()).image
+    torch.testing.assert_close(alone.image, expected, atol=1e-5, rtol=0)
+    sampled = overlapping(image[:, :50, :41], plan=Plan.uniform(0.9, 2))
+    assert sampled.steps.shape == (3, 2)
+    assert sampled.image.shape == (3, 200, 164)
+    assert (sampled.image - expected[:, :200, :164]).abs().mean() > 0.01

@@ -1,0 +1,167 @@
+import inspect
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from patchscaler.data.dataset import TileSet
+from patchscaler.data.degradation import Degradation
+from patchscaler.errors import InputError
+from patchscaler.pipeline import PatchScalerPipeline
+from patchscaler.sampling.grouping import Plan
+from patchscaler.training.loop import train
+from patchscaler.training.recipe import Recipe
+from patchscaler.training.stages import STAGES
+
+STEPS = 4
+OPTIONS = {
+    "texture": {"entries": 10, "licences": {"textures/brick": "CC0-1.0", "train/0": "MIT"}},
+    "finetune": {"alone": 1},
+}
+
+
+class Run(NamedTuple):
+    """One stage, trained without a stop."""
+
+    pipeline: PatchScalerPipeline
+    before: dict[str, torch.Tensor]
+    learning: set[str]
+    history: list[float]
+    recipe: Recipe
+    folder: str
+
+
+def parameters(pipeline):
+    return {
+        f"{name}.{key}": value
+        for name, network in pipeline.networks.items()
+        for key, value in network.named_parameters()
+    }
+
+
+@pytest.fixture(scope="module")
+def tiles(tiles_folder):
+    return TileSet.load(tiles_folder)
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def run(request, make_pipeline, tiles, tmp_path_factory):
+    recipe = Recipe(
+        request.param, OPTIONS.get(request.param, {}), iterations=STEPS, batch=2, crop=128, warmup=1,
+        precision="fp32", log_every=1,
+    )  # fmt: skip
+    pipeline = make_pipeline()
+    torch.manual_seed(0)
+    stage = STAGES[recipe.stage](pipeline, tiles, Degradation(), **recipe.options)
+    trained = {id(value) for _, value in stage.trained()}
+    current = parameters(pipeline)
+    before = {name: value.detach().clone() for name, value in current.items()}
+    learning = {name for name, value in current.items() if id(value) in trained}
+    folder = tmp_path_factory.mktemp(recipe.stage)
+    torch.manual_seed(0)
+    history = train(pipeline, tiles, recipe, folder)
+    return Run(pipeline, before, learning, history, recipe, folder)
+
+
+def test_losses_are_finite_and_logged(run):
+    assert len(run.history) == STEPS
+    assert all(map(math.isfinite, run.history))
+    assert list((run.folder / "log").rglob("events.*"))
+
+
+def test_what_is_trained_changes_and_nothing_else(run):
+    after = parameters(run.pipeline)
+    changed = {name for name, value in run.before.items() if not torch.equal(value, after[name])}
+    assert changed <= run.learning
+    assert {name.partition(".")[0] for name in changed} == {name.partition(".")[0] for name in run.learning}
+    assert len(changed) > len(run.learning) / 2
+    assert all(value.isfinite().all() for value in after.values())
+
+
+def test_the_model_is_saved_with_a_record(run, photo):
+    loaded = PatchScalerPipeline.from_pretrained(run.folder, device="cpu")
+    result = loaded(photo, plan=Plan.uniform(0.9, 1))
+    assert result.image.isfinite().all()
+    expected = run.pipeline(photo, plan=Plan.uniform(0.9, 1)).image
+    assert (result.image - expected).abs().mean() < 1 / 255
+    record = loaded.card["training"][-1]
+    assert (record["stage"], record["steps"], record["batch"]) == (run.recipe.stage, STEPS, 2)
+    assert record["options"] == run.recipe.options
+
+
+def test_a_resumed_run_repeats_the_losses(run, make_pipeline, tiles, tmp_path):
+    history = []
+    for resume, seed in ((False, 0), (True, 1)):
+        pipeline = make_pipeline()
+        torch.manual_seed(seed)
+        history += train(pipeline, tiles, run.recipe, tmp_path, resume=resume, stop_after=STEPS // 2)
+    assert history == pytest.approx(run.history, rel=1e-6)
+    after, expected = parameters(pipeline), parameters(run.pipeline)
+    for name in run.learning:
+        torch.testing.assert_close(after[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_finished_run_has_nothing_to_resume(run, make_pipeline, tiles, tmp_path):
+    recipe = replace(run.recipe, iterations=1)
+    assert len(train(make_pipeline(), tiles, recipe, tmp_path)) == 1
+    assert train(make_pipeline(), tiles, recipe, tmp_path, resume=True) == []
+
+
+def test_the_averaged_weights_are_what_is_saved(make_pipeline, tiles, tmp_path):
+    recipe = Recipe("restoration", iterations=1, batch=2, crop=128, precision="fp32")
+    before, averaged, last = (make_pipeline() for _ in range(3))
+    train(averaged, tiles, recipe, tmp_path / "averaged")
+    train(last, tiles, replace(recipe, ema=0.0), tmp_path / "last")
+    old, mean, new = (pipeline.restoration.stem.weight for pipeline in (before, averaged, last))
+    assert (new - old).abs().max() > 1e-6
+    torch.testing.assert_close(mean, old + 0.9 * (new - old), rtol=0, atol=1e-7)
+
+
+def test_a_new_autoencoder_drops_the_texture_memory_of_the_old(make_pipeline, tiles, tmp_path):
+    pipeline = make_pipeline()
+    recipe = Recipe("autoencoder", iterations=1, batch=1, crop=128, precision="fp32")
+    train(pipeline, tiles, recipe, tmp_path)
+    loaded = PatchScalerPipeline.from_pretrained(tmp_path, device="cpu")
+    assert loaded.texture_memory is None
+    images = torch.cat([batch.images for batch in tiles.batches(1) if batch.images.shape[-1] == 256])
+    with torch.no_grad():
+        latent = loaded.encode(images)
+    assert latent.std(dim=(0, 2, 3)).sub(1).abs().max() < 0.3
+
+
+def test_the_texture_memory_holds_what_its_licences_allow(make_pipeline, tiles, tmp_path):
+    pipeline = make_pipeline()
+    recipe = Recipe("texture", OPTIONS["texture"], iterations=1, batch=2, crop=128, precision="fp32")
+    train(pipeline, tiles, recipe, tmp_path)
+    memory = PatchScalerPipeline.from_pretrained(tmp_path, device="cpu").texture_memory
+    assert len(memory) == 10
+    licence_of = {
+        "textures/brick__0.webp": "CC0-1.0",
+        "textures/brick__1.webp": "CC0-1.0",
+        "train/0.png": "MIT",
+    }
+    assert set(memory.sources) <= set(licence_of)
+    assert [licence_of[source] for source in memory.sources] == list(memory.licences)
+    assert tuple(pipeline.texture_classifier.config["categories"]) == ("brick", "moss")
+
+
+def test_without_licences_there_is_no_texture_memory(make_pipeline, tiles, tmp_path):
+    pipeline = make_pipeline()
+    train(pipeline, tiles, Recipe("texture", iterations=1, batch=2, crop=128, precision="fp32"), tmp_path)
+    assert pipeline.texture_memory is None
+
+
+def test_every_stage_documents_its_options():
+    for kind in STAGES.values():
+        for name in list(inspect.signature(kind).parameters)[3:]:
+            assert name in kind.__doc__
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "decoder", "finetune"])
+def test_a_foreign_autoencoder_is_not_trained(stage, make_pipeline, tiles, vae):
+    pipeline = make_pipeline()
+    pipeline.autoencoder = vae
+    with pytest.raises(InputError, match="AutoencoderKL stays as it is"):
+        STAGES[stage](pipeline, tiles, Degradation())
