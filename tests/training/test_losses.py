@@ -1,10 +1,18 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from patchscaler.training.losses import confidence_loss, contrastive_loss, fix_gradient_norm, hinge_loss
+from patchscaler.training.losses import (
+    balance_gradients,
+    confidence_loss,
+    contrastive_loss,
+    detail_ratio,
+    relativistic_loss,
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -43,27 +51,43 @@ def test_contrast_works_both_ways_and_sharpens_with_a_lower_temperature(keys):
     assert contrastive_loss(keys, other, 0.05) < contrastive_loss(keys, other, 0.5)
 
 
-def test_hinge_loss_asks_for_a_margin_on_both_sides():
-    def loss(real, fake):
-        return float(hinge_loss([torch.full((2, 1, 3, 3), real)], [torch.full((2, 1, 3, 3), fake)]))
+def test_a_contest_is_even_at_equal_scores_and_falls_with_the_lead():
+    def loss(winner, loser):
+        return float(relativistic_loss([torch.full((2, 1, 3, 3), winner)], [torch.full((2, 1, 3, 3), loser)]))
 
-    assert loss(1.0, -1.0) == loss(5.0, -5.0) == 0
-    assert loss(0.0, 0.0) == 2
-    assert loss(-1.0, 1.0) == 4
-
-
-def test_hinge_loss_counts_every_scale_alike():
-    wrong, right = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 8, 8), 2.0)
-    assert float(hinge_loss([wrong, right], [wrong, -right])) == 1
+    assert loss(0.0, 0.0) == loss(5.0, 5.0) == pytest.approx(math.log(2))
+    assert loss(2.0, 0.0) == loss(3.0, 1.0) < loss(0.0, 0.0) < loss(0.0, 2.0)
 
 
-@pytest.mark.parametrize("norm", [0.0, 0.25, 3.0])
+def test_a_contest_counts_every_scale_alike():
+    even, won = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 8, 8), 50.0)
+    assert float(relativistic_loss([even, won], [even, -won])) == pytest.approx(math.log(2) / 2)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.25, 3.0])
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
-def test_a_fixed_gradient_keeps_its_direction(norm, scale):
+def test_the_second_gradient_is_a_share_of_the_first(strength, scale):
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     with torch.enable_grad():
-        (plain,) = torch.autograd.grad((x.square() * scale).sum(), x)
-        y = fix_gradient_norm(x, norm)
-        (fixed,) = torch.autograd.grad((y.square() * scale).sum(), x)
-    assert torch.equal(y, x)
-    torch.testing.assert_close(fixed, plain * norm / plain.norm())
+        (first,) = torch.autograd.grad(x.square().sum(), x)
+        (second,) = torch.autograd.grad(x.sin().sum() * scale, x)
+        a, b = balance_gradients(x, torch.tensor(strength))
+        (both,) = torch.autograd.grad(a.square().sum() + b.sin().sum() * scale, x)
+    assert torch.equal(a, x)
+    assert torch.equal(b, x)
+    torch.testing.assert_close(both, first + second * strength * first.norm() / second.norm())
+
+
+def test_without_a_second_loss_the_first_gradient_stays_as_it_is():
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with torch.enable_grad():
+        a, _ = balance_gradients(x, torch.tensor(0.5))
+        (gradient,) = torch.autograd.grad(a.square().sum(), x)
+    torch.testing.assert_close(gradient, 2 * x)
+
+
+def test_detail_is_measured_in_decibels():
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert float(detail_ratio(images, images)) == pytest.approx(0, abs=1e-4)
+    assert float(detail_ratio(images / 10, images)) == pytest.approx(-20, abs=0.1)
+    assert float(detail_ratio(F.avg_pool2d(images, 3, 1, 1), images)) < -3

@@ -1,5 +1,8 @@
 import inspect
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,7 +21,7 @@ from patchscaler.training.stages import STAGES
 STEPS = 4
 OPTIONS = {
     "texture": {"entries": 10, "licences": {"textures/brick": "CC0-1.0", "train/0": "MIT"}},
-    "finetune": {"alone": 1},
+    "finetune": {"alone": 1, "faithful": 0.5},
 }
 
 
@@ -165,3 +168,26 @@ def test_a_foreign_autoencoder_is_not_trained(stage, make_pipeline, tiles, vae):
     pipeline.autoencoder = vae
     with pytest.raises(InputError, match="AutoencoderKL stays as it is"):
         STAGES[stage](pipeline, tiles, Degradation())
+
+
+def test_a_frozen_decoder_stays_as_it_is(make_pipeline, tiles, tmp_path):
+    before, pipeline = make_pipeline(), make_pipeline()
+    options = {"alone": 0, "decoder": False}
+    recipe = Recipe("finetune", options, iterations=2, batch=2, crop=128, precision="fp32")
+    train(pipeline, tiles, recipe, tmp_path)
+    for ours, old in zip(pipeline.autoencoder.parameters(), before.autoencoder.parameters(), strict=True):
+        assert torch.equal(ours, old)
+
+
+def test_two_processes_learn_as_one_from_both_their_batches(tiles_folder, tmp_path):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "patchscaler", "train", "recipe.yaml", "--data", str(tiles_folder), "--init", "tiny", "-o", "out",
+    ]  # fmt: skip
+    fields = "stage: restoration\niterations: 2\nbatch: 1\ncrop: 128\nprecision: fp32\nlog_every: 1\n"
+    (tmp_path / "recipe.yaml").write_text(fields)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = PatchScalerPipeline.from_pretrained(tmp_path / "out", device="cpu").card["training"][-1]
+    assert (record["devices"], record["batch"]) == (2, 2)

@@ -17,7 +17,7 @@ from patchscaler.sampling.patches import fold
 from patchscaler.sampling.schedule import solver_step, start_state
 from patchscaler.training.diffusion import DiffusionStage
 from patchscaler.training.discriminator import PixelDiscriminator
-from patchscaler.training.losses import fix_gradient_norm, hinge_loss
+from patchscaler.training.losses import balance_gradients, detail_ratio, relativistic_loss
 from patchscaler.training.stage import Logs, compact, normal_like, uniform
 
 
@@ -25,47 +25,61 @@ class FinetuneStage(DiffusionStage):
     """Patch-DiT at its paths: roll out to a random step, decode that estimate of x_0, learn from the image.
 
     The steps before the chosen one run without gradient. Patches of one image take different paths, so that the
-    losses on the decoded image see the seams between them. What counts as real is the decoded x_HR: the discriminator
-    is to see what the denoiser does wrong, not what the frozen decoder does.
+    losses on the decoded image see the seams between them. The decoder may learn along; then some images are decoded
+    from y_0 without being judged, so that a patch that takes no step stays faithful.
 
     Args:
         pipeline, tiles, degradation, drop_prompt: as in `DiffusionStage`.
         paths: pairs (T, N); each patch draws one.
         latent, perceptual: weights beside the L1 of the decoded image.
-        adversarial: norm of the adversarial gradient on the decoded image over the norm of the L1's; 0 trains without
-            a discriminator.
-        penalty: weight of the discriminator's smoothness, |D(x) - D(x + noise)|^2 (arXiv 2501.08316, section 3.3).
+        adversarial: norm of the adversarial gradient on the decoded image over the norm of the other losses'; 0 trains
+            without a discriminator.
+        penalty: weight of the discriminator's smoothness, |D(x) - D(x + noise)|^2 (arXiv 2501.08316, section 3.3),
+            for real images and fakes.
         alone: steps that the discriminator learns before the denoiser listens to it.
+        decoder: let the decoder learn, too. What counts as real is then the image, else the decoded x_HR: the
+            discriminator is to see what those who learn do wrong, not what a frozen decoder does.
+        faithful: share of the images decoded from y_0, if the decoder learns.
     """
 
     paths: Tensor
+    strength: Tensor
 
     def __init__(
         self,
         pipeline: PatchScalerPipeline,
         tiles: TileSet,
         degradation: Degradation,
-        paths: tuple[tuple[float, int], ...] = ((0.43, 1), (0.66, 1), (0.9, 2)),
+        paths: tuple[tuple[float, int], ...] = ((0.43, 1), (0.66, 2), (0.9, 4)),
         latent: float = 0.1,
         perceptual: float = 0.1,
         adversarial: float = 0.5,
         penalty: float = 10.0,
         alone: int = 500,
+        decoder: bool = True,
+        faithful: float = 0.25,
         drop_prompt: float = 0.15,
     ) -> None:
         super().__init__(pipeline, tiles, degradation, drop_prompt=drop_prompt)
         self.features = EfficientNetFeatures("lite0")
         self.register_buffer("paths", torch.tensor(paths), persistent=False)
+        self.register_buffer("strength", torch.zeros(()), persistent=False)
         self.longest = max(int(steps) for _, steps in paths)
         self.latent, self.perceptual = latent, perceptual
         self.adversarial, self.penalty, self.alone = adversarial, penalty, alone
         self.decoder = compact(pipeline).decoder
+        self.faithful = faithful if decoder else 0.0
+        self.decoder.requires_grad_(decoder)
         if adversarial:
             self.rivals["pixel"] = PixelDiscriminator()
 
     def compiled(self) -> list[nn.Module]:
         """Everything but the discriminator, whose spectral norm changes its own buffers."""
         return [*super().compiled(), self.decoder, self.features]
+
+    def prepare(self) -> None:
+        """Let the denoiser listen to the discriminator from step `alone` on."""
+        self.strength.fill_(self.adversarial if self.step >= self.alone else 0.0)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """Image, latent, perceptual and adversarial loss of an estimate in mid-path, and the discriminator's own."""
@@ -76,39 +90,48 @@ class FinetuneStage(DiffusionStage):
 
         rows, cols = (side // self.pipeline.sampling.patch_size for side in restored.latent.shape[2:])
         joined = fold(estimate, rows, cols, self.pipeline.sampling.patch_size)
-        decoded = self.autoencoder.decode(joined, lr).float()
+        plain = round(self.faithful * len(lr))
+        joined = torch.cat((restored.latent[:plain].to(joined.dtype), joined[plain:]))
+        decoded, judged = balance_gradients(self.autoencoder.decode(joined, lr).float(), self.strength)
         pixel = F.l1_loss(decoded, batch.images)
         latent = F.l1_loss(estimate.float(), x.float())
         perceived = feature_distance(self.features(decoded), self.features(batch.images)).mean()
         mse = (decoded.detach().clamp(0, 1) - batch.images).square().mean(dim=(1, 2, 3))
+        psnr = -10 * mse.clamp(min=1e-7).log10()
         loss = pixel + self.latent * latent + self.perceptual * perceived
         logs = {
             "l1": pixel,
             "latent": latent,
             "perceptual": perceived,
-            "psnr": -10 * mse.clamp(min=1e-7).log10().mean(),
+            "psnr": psnr[plain:].mean(),
+            "detail": detail_ratio(decoded[plain:], batch.images[plain:]),
         }
+        if plain:
+            logs["psnr_faithful"] = psnr[:plain].mean()
         if "pixel" not in self.rivals:
             return loss, logs
-        with torch.no_grad():
-            real = self.autoencoder.decode(target, lr).float()
-        rivalry, more = self._rivalry(decoded, real, generator)
+        if self.faithful:
+            real = batch.images
+        else:
+            with torch.no_grad():
+                real = self.autoencoder.decode(target, lr).float()
+        rivalry, more = self._rivalry(judged[plain:], real[plain:], generator)
         return loss + rivalry, logs | more
 
     def _rivalry(self, fake: Tensor, real: Tensor, generator: torch.Generator) -> tuple[Tensor, Logs]:
-        """Adversarial loss, which teaches the denoiser alone, plus the discriminator's, which teaches it alone."""
+        """Adversarial loss, which teaches what made the fakes, plus the discriminator's, which teaches it alone."""
         judge = self.rivals["pixel"]
-        strength = self.adversarial if self.step >= self.alone else 0.0
+        pair = torch.cat((real, fake.detach()))
+        shaken = pair + 0.05 * normal_like(pair, generator)
+        scores = [score.float().chunk(4) for score in judge(torch.cat((pair, shaken)))]
+        reals, fakes = [score[0] for score in scores], [score[1] for score in scores]
+        rough = torch.stack([((a - c).square() + (b - d).square()).mean() for a, b, c, d in scores]).mean()
+        contest = relativistic_loss(reals, fakes)
         with _frozen(judge):
-            scores = judge(fix_gradient_norm(fake, strength * fake.numel() ** -0.5))
-        deceit = -torch.stack([score.float().mean() for score in scores]).mean()
-        shaken = real + 0.05 * normal_like(real, generator)
-        judged = [score.float().chunk(3) for score in judge(torch.cat((real, shaken, fake.detach())))]
-        hinge = hinge_loss([r for r, _, _ in judged], [f for _, _, f in judged])
-        rough = torch.stack([(r - s).square().mean() for r, s, _ in judged]).mean()
-        real_score = torch.stack([r.mean() for r, _, _ in judged]).mean()
-        logs = {"hinge": hinge, "rough": rough, "score_real": real_score, "score_fake": -deceit}
-        return deceit + hinge + self.penalty * rough, logs
+            deceit = relativistic_loss([score.float() for score in judge(fake)], [r.detach() for r in reals])
+        gap = torch.stack([(r - f).mean() for r, f in zip(reals, fakes, strict=True)]).mean()
+        logs = {"contest": contest, "deceit": deceit, "rough": rough, "gap": gap}
+        return deceit + contest + self.penalty * rough, logs
 
     def _roll_out(self, y: Tensor, condition: Tensor, prompt: Tensor, generator: torch.Generator) -> Tensor:
         """The estimate of x_0 at a random step of a random path, with gradient through that step alone."""

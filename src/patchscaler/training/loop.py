@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from patchscaler.data.dataset import TileSet
@@ -19,6 +19,7 @@ from patchscaler.training.checkpoint import TrainingState, load_rivals, save_riv
 from patchscaler.training.recipe import Recipe
 from patchscaler.training.stage import Stage
 from patchscaler.training.stages import STAGES
+from patchscaler.training.step import OptimiserStep
 
 _log = logging.getLogger(__name__)
 
@@ -52,11 +53,6 @@ def train(
         mixed_precision="bf16" if recipe.precision == "bf16" else "no",
         log_with="tensorboard",
         project_dir=output,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(
-                gradient_as_bucket_view=True, broadcast_buffers=False, static_graph=True
-            )
-        ],
     )
     accelerator.init_trackers("log")
     device = accelerator.device
@@ -69,6 +65,8 @@ def train(
     if pipeline.folder is not None:
         load_rivals(pipeline.folder, stage.rivals)
     parameters = dict(stage.trained())
+    for value in parameters.values():
+        value.data.copy_(broadcast(value.data))  # type: ignore[arg-type]
     averaged = {name: value for name, value in parameters.items() if not name.startswith("rivals.")}
     state = TrainingState(
         parameters,
@@ -83,38 +81,21 @@ def train(
     if recipe.compile:
         for part in stage.compiled():
             part.compile(dynamic=False)
-    graph = accelerator.prepare_model(stage)
     stage.train()
 
-    generator = torch.Generator(device)
+    take = OptimiserStep(stage, tiles, recipe, state, accelerator)
     begin = time.perf_counter() - elapsed
     progress = _progress(recipe, stage.step, begin, accelerator)
     history: list[float] = []
     last = recipe.iterations if stop_after is None else stage.step + stop_after
     mark = (stage.step, time.perf_counter())
     while progress < 1 and stage.step < last:
-        generator.manual_seed(_step_seed(recipe.seed, stage.step, accelerator.process_index))
-        batch = tiles.sample(
-            recipe.batch, recipe.crop, generator, texture_share=recipe.texture_share, shrink=recipe.shrink
-        )
-        with accelerator.autocast():
-            loss, logs = graph(batch, generator)
-        accelerator.backward(loss)
-        for group in state.optimizer.param_groups:
-            group["lr"] = recipe.rate(stage.step, progress) * group["pace"]
-            norm = accelerator.clip_grad_norm_(group["params"], recipe.clip)
-            logs[f"norm_{group['name']}"] = norm  # type: ignore[assignment]
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        decay = min(recipe.ema, (1 + stage.step) / (10 + stage.step))
-        torch._foreach_lerp_(
-            list(state.averages.values()), [value.detach() for value in averaged.values()], 1 - decay
-        )
+        logs = take(progress)
         stage.step += 1
         if stage.step % 10 == 0 or recipe.minutes == 0:
             progress = _progress(recipe, stage.step, begin, accelerator)
         if stage.step % recipe.log_every == 0 or progress >= 1:
-            values = _gather(accelerator, {"loss": loss, **logs})
+            values = _gather(accelerator, logs)
             seconds = time.perf_counter() - mark[1]
             rate = (stage.step - mark[0]) * recipe.batch * accelerator.num_processes / seconds
             mark = (stage.step, time.perf_counter())
@@ -158,11 +139,14 @@ def _optimizer(
         {"name": "model", "params": list(own), "pace": 1.0, "betas": recipe.betas},
         {"name": "rivals", "params": list(rival), "pace": 2.0, "betas": (0.0, recipe.betas[1])},
     ]
+    cuda = device.type == "cuda"
+    for group in groups:
+        group["lr"] = torch.zeros((), device=device) if cuda else 0.0  # set before each step
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
-        fused=device.type == "cuda",
+        fused=cuda,
+        capturable=cuda,
     )
 
 
@@ -174,10 +158,6 @@ def _progress(recipe: Recipe, step: int, begin: float, accelerator: Accelerator)
         if accelerator.num_processes > 1:
             done = float(broadcast(torch.tensor(done, device=accelerator.device)))  # type: ignore[arg-type]
     return min(done, 1.0)
-
-
-def _step_seed(seed: int, step: int, process: int) -> int:
-    return (seed * 1_000_003 + step) * 4096 + process
 
 
 def _gather(accelerator: Accelerator, values: dict[str, Tensor]) -> dict[str, float]:

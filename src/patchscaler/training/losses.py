@@ -28,28 +28,42 @@ def contrastive_loss(queries: Tensor, keys: Tensor, temperature: float) -> Tenso
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
-def hinge_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """Hinge loss of a discriminator on its score maps of real and of fake images (arXiv 1705.02894)."""
-    each = [F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)]
-    return torch.stack(each).mean()
+def relativistic_loss(winners: Sequence[Tensor], losers: Sequence[Tensor]) -> Tensor:
+    """Mean of softplus(loser - winner) over pairs of score maps (arXiv 1807.00734, section 4.1).
 
-
-def fix_gradient_norm(x: Tensor, norm: float) -> Tensor:
-    """`x`, whose gradient is scaled on the way back to a given norm.
-
-    Balances an adversarial loss with the L1 loss on the same image: the gradient of a mean of n absolute differences
-    has the norm n ** -0.5, whatever the differences are (the adaptive weight of arXiv 2012.09841, in closed form).
+    With real images as winners it teaches a discriminator, with fakes as winners what makes them. The maps of one pair
+    show the same place, so what they differ in is detail.
     """
-    return _FixedNorm.apply(x, norm)  # type: ignore[return-value]
+    pairs = zip(winners, losers, strict=True)
+    return torch.stack([F.softplus(loser - winner).mean() for winner, loser in pairs]).mean()
 
 
-class _FixedNorm(torch.autograd.Function):
+def detail_ratio(images: Tensor, truth: Tensor) -> Tensor:
+    """Energy of what a 3x3 mean removes over the truth's, in dB: below 0 a blur, above 0 noise."""
+    energy, reference = (
+        (x - F.avg_pool2d(x, 3, stride=1, padding=1)).square().mean() for x in (images.detach(), truth)
+    )
+    return 10 * (energy / reference.clamp(min=1e-12)).log10()
+
+
+def balance_gradients(x: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` twice; the gradient that comes back to the second is scaled to `strength` times the norm of the first's.
+
+    Keeps an adversarial loss in proportion to the reconstruction losses on the same image (the adaptive weight of arXiv
+    2012.09841, without a second backward pass). Both must be used.
+    """
+    return _Balanced.apply(x, strength)  # type: ignore[return-value]
+
+
+class _Balanced(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: float) -> Tensor:
-        ctx.norm = norm
-        return x.view_as(x)
+    def forward(ctx: Any, x: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(strength)
+        return x.clone(), x.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        length = grads[0].float().norm().clamp(min=1e-12)
-        return grads[0] * (ctx.norm / length).to(grads[0].dtype), None
+        (strength,) = ctx.saved_tensors
+        first, second = grads
+        share = strength * first.norm() / second.norm().clamp(min=1e-12)
+        return first + second * share, None

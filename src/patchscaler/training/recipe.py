@@ -36,6 +36,7 @@ class Recipe:
         ema: decay of the moving average of the weights, which is what gets saved.
         precision: "bf16" or "fp32".
         compile: run the networks through `torch.compile`.
+        graphs: replay steps as CUDA graphs, where there is a GPU.
         log_every, save_every: steps between log lines and between checkpoints.
         seed: fixes batches, degradations and noise.
     """
@@ -58,6 +59,7 @@ class Recipe:
     ema: float = 0.999
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
+    graphs: bool = True
     log_every: int = 50
     save_every: int = 1000
     seed: int = 0

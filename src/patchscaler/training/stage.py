@@ -22,7 +22,8 @@ Logs = dict[str, Tensor]
 class Stage(nn.Module):
     """One stage; a subclass names the parts that learn and computes their loss.
 
-    `forward` is the whole training graph, so that wrapping a stage for distributed training wraps all of it.
+    `forward` is the whole training graph. It neither waits for the device nor depends on anything but its arguments and
+    tensors that keep their place, so that it can be captured.
 
     Attributes:
         step: optimiser steps done; the loop keeps it.
@@ -57,6 +58,9 @@ class Stage(nn.Module):
     @abstractmethod
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """The loss of one batch and what to log; all randomness comes from the generator."""
+
+    def prepare(self) -> None:
+        """Set the tensors that depend on `step`; called before each step, which may be a replayed graph."""
 
     def finish(self) -> None:
         """Derive from the trained weights, now in the pipeline, what the next stages need."""
