@@ -1,7 +1,10 @@
-"""The discriminator of adversarial fine-tuning."""
+"""The discriminator of adversarial fine-tuning, and how loud it may be."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -29,6 +32,40 @@ class PixelDiscriminator(nn.Module):
             scores.append(judge(images * 2 - 1))
             images = F.avg_pool2d(images, 2)
         return scores
+
+
+class Thermostat(nn.Module):
+    """Strength of the adversarial gradient, regulated by the detail it brings about.
+
+    Left alone, an adversary takes a network over within a hundred steps, or is not heard at all, and where the one ends
+    and the other begins changes as both learn. What is wanted is known: as much detail as the truth has.
+
+    Args:
+        target: detail of the output over the truth's, in dB, at which the strength stays as it is.
+        first: strength to start from.
+        least, most: its bounds.
+        pace: change of its logarithm per step and dB of lacking detail.
+    """
+
+    level: Tensor
+
+    def __init__(
+        self, target: float, first: float = 0.02, least: float = 1e-3, most: float = 0.2, pace: float = 5e-4
+    ) -> None:
+        super().__init__()
+        self.target, self.pace = target, pace
+        self.least, self.most = math.log(least), math.log(most)
+        self.register_buffer("level", torch.tensor(math.log(first)))
+
+    def forward(self) -> Tensor:
+        """The strength, a number."""
+        return self.level.exp()
+
+    @torch.no_grad()
+    def feel(self, detail: Tensor, heard: Tensor) -> None:
+        """Regulate after a batch of this detail in dB; where `heard` is 0 the strength had no part in it."""
+        lacking = (self.target - detail).clamp(-6, 6) * heard
+        self.level.add_(self.pace * lacking).clamp_(self.least, self.most)
 
 
 def _judge(width: int) -> nn.Sequential:

@@ -16,7 +16,7 @@ from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.sampling.patches import fold
 from patchscaler.sampling.schedule import solver_step, start_state
 from patchscaler.training.diffusion import DiffusionStage
-from patchscaler.training.discriminator import PixelDiscriminator
+from patchscaler.training.discriminator import PixelDiscriminator, Thermostat
 from patchscaler.training.losses import balance_gradients, detail_ratio, relativistic_loss
 from patchscaler.training.stage import Logs, compact, normal_like, uniform
 
@@ -32,8 +32,8 @@ class FinetuneStage(DiffusionStage):
         pipeline, tiles, degradation, drop_prompt: as in `DiffusionStage`.
         paths: pairs (T, N); each patch draws one.
         latent, perceptual: weights beside the L1 of the decoded image.
-        adversarial: norm of the adversarial gradient on the decoded image over the norm of the other losses'; 0 trains
-            without a discriminator.
+        adversarial: whether there is a discriminator.
+        detail: detail of the decoded images over the truth's, in dB, that the adversarial strength is regulated for.
         penalty: weight of the discriminator's smoothness, |D(x) - D(x + noise)|^2 (arXiv 2501.08316, section 3.3),
             for real images and fakes.
         alone: steps that the discriminator learns before the denoiser listens to it.
@@ -43,7 +43,7 @@ class FinetuneStage(DiffusionStage):
     """
 
     paths: Tensor
-    strength: Tensor
+    heard: Tensor
 
     def __init__(
         self,
@@ -53,7 +53,8 @@ class FinetuneStage(DiffusionStage):
         paths: tuple[tuple[float, int], ...] = ((0.43, 1), (0.66, 2), (0.9, 4)),
         latent: float = 0.1,
         perceptual: float = 0.1,
-        adversarial: float = 0.5,
+        adversarial: bool = True,
+        detail: float = -3.0,
         penalty: float = 10.0,
         alone: int = 500,
         decoder: bool = True,
@@ -63,15 +64,16 @@ class FinetuneStage(DiffusionStage):
         super().__init__(pipeline, tiles, degradation, drop_prompt=drop_prompt)
         self.features = EfficientNetFeatures("lite0")
         self.register_buffer("paths", torch.tensor(paths), persistent=False)
-        self.register_buffer("strength", torch.zeros(()), persistent=False)
+        self.register_buffer("heard", torch.zeros(()), persistent=False)
         self.longest = max(int(steps) for _, steps in paths)
         self.latent, self.perceptual = latent, perceptual
-        self.adversarial, self.penalty, self.alone = adversarial, penalty, alone
+        self.penalty, self.alone = penalty, alone
         self.decoder = compact(pipeline).decoder
         self.faithful = faithful if decoder else 0.0
         self.decoder.requires_grad_(decoder)
         if adversarial:
             self.rivals["pixel"] = PixelDiscriminator()
+            self.rivals["thermostat"] = Thermostat(detail)
 
     def compiled(self) -> list[nn.Module]:
         """Everything but the discriminator, whose spectral norm changes its own buffers."""
@@ -79,7 +81,7 @@ class FinetuneStage(DiffusionStage):
 
     def prepare(self) -> None:
         """Let the denoiser listen to the discriminator from step `alone` on."""
-        self.strength.fill_(self.adversarial if self.step >= self.alone else 0.0)
+        self.heard.fill_(float(self.step >= self.alone))
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """Image, latent, perceptual and adversarial loss of an estimate in mid-path, and the discriminator's own."""
@@ -92,7 +94,10 @@ class FinetuneStage(DiffusionStage):
         joined = fold(estimate, rows, cols, self.pipeline.sampling.patch_size)
         plain = round(self.faithful * len(lr))
         joined = torch.cat((restored.latent[:plain].to(joined.dtype), joined[plain:]))
-        decoded, judged = balance_gradients(self.autoencoder.decode(joined, lr).float(), self.strength)
+        decoded = self.autoencoder.decode(joined, lr).float()
+        if self.rivals:
+            strength = self.rivals["thermostat"]()
+            decoded, judged = balance_gradients(decoded, self.heard * strength)
         pixel = F.l1_loss(decoded, batch.images)
         latent = F.l1_loss(estimate.float(), x.float())
         perceived = feature_distance(self.features(decoded), self.features(batch.images)).mean()
@@ -108,7 +113,7 @@ class FinetuneStage(DiffusionStage):
         }
         if plain:
             logs["psnr_faithful"] = psnr[:plain].mean()
-        if "pixel" not in self.rivals:
+        if not self.rivals:
             return loss, logs
         if self.faithful:
             real = batch.images
@@ -116,7 +121,8 @@ class FinetuneStage(DiffusionStage):
             with torch.no_grad():
                 real = self.autoencoder.decode(target, lr).float()
         rivalry, more = self._rivalry(judged[plain:], real[plain:], generator)
-        return loss + rivalry, logs | more
+        self.rivals["thermostat"].feel(logs["detail"], self.heard)
+        return loss + rivalry, logs | more | {"strength": strength}
 
     def _rivalry(self, fake: Tensor, real: Tensor, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """Adversarial loss, which teaches what made the fakes, plus the discriminator's, which teaches it alone."""

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchscaler.sampling.patches import unfold
+
 
 def confidence_loss(confidence: Tensor, squared_error: Tensor, eta: float) -> Tensor:
     """Mean of C e^2 - eta log C, least at C = min(1, eta / e^2) (paper equation 3).
@@ -38,12 +40,25 @@ def relativistic_loss(winners: Sequence[Tensor], losers: Sequence[Tensor]) -> Te
     return torch.stack([F.softplus(loser - winner).mean() for winner, loser in pairs]).mean()
 
 
-def detail_ratio(images: Tensor, truth: Tensor) -> Tensor:
-    """Energy of what a 3x3 mean removes over the truth's, in dB: below 0 a blur, above 0 noise."""
-    energy, reference = (
-        (x - F.avg_pool2d(x, 3, stride=1, padding=1)).square().mean() for x in (images.detach(), truth)
-    )
-    return 10 * (energy / reference.clamp(min=1e-12)).log10()
+def detail_ratio(images: Tensor, truth: Tensor, size: int = 128) -> Tensor:
+    """Energy of luma detail (0.25 to 0.5 cycles a pixel) over the truth's in dB: below 0 a blur, above 0 noise.
+
+    As `evaluation.metrics.detail_energy` on batches (B, 3, H, W): the mean over the half of all patches of side `size`
+    whose truth has most of it.
+    """
+    energy, reference = _detail(images.detach(), size), _detail(truth, size)
+    richest = reference.topk(max(1, len(reference) // 2)).indices
+    return 10 * ((energy[richest] + 1e-9) / (reference[richest] + 1e-9)).log10().mean()
+
+
+def _detail(images: Tensor, size: int) -> Tensor:
+    luma = 0.299 * images[:, :1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:]
+    patches = unfold(luma.float(), size, size)[:, 0]
+    window = torch.hann_window(size, periodic=False, device=images.device)
+    spectrum = torch.fft.fft2((patches - patches.mean(dim=(1, 2), keepdim=True)) * window[:, None] * window)
+    frequency = torch.fft.fftfreq(size, device=images.device)
+    radius = torch.hypot(frequency[:, None], frequency)
+    return (spectrum.abs().square() * ((radius >= 0.25) & (radius <= 0.5))).sum(dim=(1, 2))
 
 
 def balance_gradients(x: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,6 +66,15 @@ def balance_gradients(x: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
 
     Keeps an adversarial loss in proportion to the reconstruction losses on the same image (the adaptive weight of arXiv
     2012.09841, without a second backward pass). Both must be used.
+    """
+    return _Balanced.apply(x, strength)  # type: ignore[return-value]
+
+
+def balance_gradients(x: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+    """Images `x` (B, C, H, W) twice, for reconstruction losses and for an adversarial one.
+
+    Of the gradient that comes back to the second, what is left after a 9x9 mean is taken away is scaled to `strength`
+    times the norm of the first's: the adversary can ask for detail, in proportion, and not for other colours.
     """
     return _Balanced.apply(x, strength)  # type: ignore[return-value]
 
@@ -65,5 +89,6 @@ class _Balanced(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (strength,) = ctx.saved_tensors
         first, second = grads
+        second = second - F.avg_pool2d(second, 9, stride=1, padding=4)
         share = strength * first.norm() / second.norm().clamp(min=1e-12)
         return first + second * share, None
