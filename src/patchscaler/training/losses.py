@@ -62,15 +62,6 @@ def _detail(images: Tensor, size: int) -> Tensor:
 
 
 def balance_gradients(x: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` twice; the gradient that comes back to the second is scaled to `strength` times the norm of the first's.
-
-    Keeps an adversarial loss in proportion to the reconstruction losses on the same image (the adaptive weight of arXiv
-    2012.09841, without a second backward pass). Both must be used.
-    """
-    return _Balanced.apply(x, strength)  # type: ignore[return-value]
-
-
-def balance_gradients(x: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
     """Images `x` (B, C, H, W) twice, for reconstruction losses and for an adversarial one.
 
     Of the gradient that comes back to the second, what is left after a 9x9 mean is taken away is scaled to `strength`
