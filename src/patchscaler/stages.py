@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from patchscaler.errors import ModelError
+from patchscaler.imaging.low_frequencies import REACH, follow_low_frequencies
 from patchscaler.imaging.streaming import Canvas
 from patchscaler.imaging.tensors import put
 from patchscaler.imaging.tiles import Tile, run_tiles
@@ -144,16 +145,20 @@ class Stages:
             _scatter(canvases, pack, halve_on_out_of_memory(run, pack), channels)
 
     def decode(self, canvas: Canvas, image: Any, tick: Tick) -> None:
-        """Decode x_0 into `image`, an array or tensor of the output's size, by rows of tiles."""
+        """Decode x_0, in the colours of the LR image, into `image`: an array or tensor of the output's size."""
         autoencoder = self.pipeline.autoencoder
-        halo = autoencoder.decode_halo or 0
+        halo = (autoencoder.decode_halo or 0) + -(-REACH // canvas.lr_per_latent)
         side = self._side(canvas, autoencoder.values_per_latent, halo)
         height, width = (self.pipeline.scale * length for length in canvas.size)
 
+        def compute(model: PatchScalerPipeline, outer: Tile) -> tuple[Tensor]:
+            lr = _lr(canvas, outer, model)
+            latent = canvas.latents(outer, autoencoder.latent_channels)
+            return (follow_low_frequencies(model.decode(latent, lr), lr),)
+
         def run(tile: Tile) -> None:
             outer = tile.grown(halo, canvas.height, canvas.width)
-            latent = canvas.latents(outer, autoencoder.latent_channels)
-            pixels = self._finite(lambda model: (model.decode(latent, _lr(canvas, outer, model)),))[0]
+            (pixels,) = self._finite(lambda model: compute(model, outer))
             target = tile.times(autoencoder.factor).grown(0, height, width)
             if target.area:  # a tile may lie in the padding
                 put(image, target, pixels[0][target.within(outer.times(autoencoder.factor)).where])
