@@ -305,6 +305,9 @@ def _standard_streams(
 
 
 def _say(work: Worklist) -> None:
+    from patchscaler.jobs import check_targets
+
+    check_targets(work.jobs)
     for job in work.jobs:
         (width, height), (wide, high) = job.input_size, job.size
         known = " (exists)" if job.output.exists() else ""
