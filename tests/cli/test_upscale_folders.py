@@ -71,6 +71,15 @@ def test_a_tree_is_kept_and_a_bad_file_is_named_at_the_end(upscale, tree, tmp_pa
     assert "damaged" in found["trip/bad.png"]["error"]
 
 
+def test_what_is_no_picture_stands_in_the_manifest(upscale, tree, tmp_path):
+    (tree / "broken.png").write_text("no picture")
+    assert upscale(tree, "-o", tmp_path / "out").exit_code == 1
+    lines = map(json.loads, (tmp_path / "out" / NAME).read_text().splitlines())
+    (failed,) = (line for line in lines if line["status"] == "failed")
+    assert failed["input"] == str(tree / "broken.png")
+    assert "not a PNG" in failed["error"]
+
+
 def test_without_recursive_folders_below_are_left(upscale, tree, tmp_path):
     assert upscale(tree, "-o", tmp_path / "out").exit_code == 0
     assert sorted(contents(tmp_path / "out")) == ["a.png", "b.jpg"]
