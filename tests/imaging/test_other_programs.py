@@ -103,7 +103,15 @@ def test_files_of_libheif(tmp_path, picture, name):
     if name.endswith("heic"):
         pytest.importorskip("pillow_heif")
     picture.save(tmp_path / "base.png")
-    run("heif-enc", "-q", "95", *(["-A"] * name.endswith("avif")), tmp_path / "base.png", "-o", tmp_path / name)
+    run(
+        "heif-enc",
+        "-q",
+        "95",
+        *(["-A"] * name.endswith("avif")),
+        tmp_path / "base.png",
+        "-o",
+        tmp_path / name,
+    )
     for _ in range(3):
         photo = read_photo(tmp_path / name)
         assert np.abs(photo.pixels.astype(int) - np.asarray(picture)).mean() < 3
