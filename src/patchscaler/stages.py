@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from patchscaler.errors import ModelError
+from patchscaler.imaging.low_frequencies import REACH, follow_low_frequencies
 from patchscaler.imaging.streaming import Canvas
 from patchscaler.imaging.tensors import put
 from patchscaler.imaging.tiles import Tile, run_tiles
@@ -46,7 +47,8 @@ class Stages:
     def encode(self, canvas: Canvas, tick: Tick) -> None:
         """z_LR of the bicubic upsampling, into `canvas.latent`."""
         channels = self.pipeline.autoencoder.latent_channels
-        side = self._side(canvas, self.pipeline.autoencoder.values_per_latent, self._encode_halo)
+        kept = channels * canvas.height * canvas.width
+        side = self._side(canvas, self.pipeline.autoencoder.values_per_latent, self._encode_halo, kept)
         place = canvas.place(side, self.pipeline.device, self.pipeline.dtype)
         canvas.latent = _empty(canvas, channels, *place)
 
@@ -66,7 +68,9 @@ class Stages:
         halo = restoration.halo + dit.stem.halo
         halo = -(-halo // restoration.grid) * restoration.grid
         overlap = self.size - self.stride
-        side = self._side(canvas, restoration.values_per_latent, halo + overlap)
+        channels = dit.config["latent_channels"] + with_condition * dit.config["stem_channels"]
+        kept = channels * canvas.rows * canvas.cols * self.size**2
+        side = self._side(canvas, restoration.values_per_latent, halo + overlap, kept)
         place = canvas.place(side, self.pipeline.device, self.pipeline.dtype)
         canvas.confidence = _empty(canvas, 1, place[0], torch.float32)
 
@@ -144,16 +148,20 @@ class Stages:
             _scatter(canvases, pack, halve_on_out_of_memory(run, pack), channels)
 
     def decode(self, canvas: Canvas, image: Any, tick: Tick) -> None:
-        """Decode x_0 into `image`, an array or tensor of the output's size, by rows of tiles."""
+        """Decode x_0, in the colours of the LR image, into `image`: an array or tensor of the output's size."""
         autoencoder = self.pipeline.autoencoder
-        halo = autoencoder.decode_halo or 0
+        halo = (autoencoder.decode_halo or 0) + -(-REACH // canvas.lr_per_latent)
         side = self._side(canvas, autoencoder.values_per_latent, halo)
         height, width = (self.pipeline.scale * length for length in canvas.size)
 
+        def compute(model: PatchScalerPipeline, outer: Tile) -> tuple[Tensor]:
+            lr = _lr(canvas, outer, model)
+            latent = canvas.latents(outer, autoencoder.latent_channels)
+            return (follow_low_frequencies(model.decode(latent, lr), lr),)
+
         def run(tile: Tile) -> None:
             outer = tile.grown(halo, canvas.height, canvas.width)
-            latent = canvas.latents(outer, autoencoder.latent_channels)
-            pixels = self._finite(lambda model: (model.decode(latent, _lr(canvas, outer, model)),))[0]
+            (pixels,) = self._finite(lambda model: compute(model, outer))
             target = tile.times(autoencoder.factor).grown(0, height, width)
             if target.area:  # a tile may lie in the padding
                 put(image, target, pixels[0][target.within(outer.times(autoencoder.factor)).where])
@@ -165,14 +173,17 @@ class Stages:
     def _encode_halo(self) -> int:
         return self.pipeline.autoencoder.encode_halo or 0
 
-    def _side(self, canvas: Canvas, values_per_latent: int, halo: int) -> int:
-        """Side of the tiles: all of a map that fits, else a multiple of the stride."""
+    def _side(self, canvas: Canvas, values_per_latent: int, halo: int, kept: int = 0) -> int:
+        """Side of the tiles: all of a map that fits, else a multiple of the stride; `kept` values wait on the host."""
         whole = -(-max(canvas.height, canvas.width) // self.stride) * self.stride
         if self.pipeline.autoencoder.decode_halo is None:
             return whole
         if self.tile is not None:
             return min(whole, max(1, self.tile // self.stride) * self.stride)
-        spare = _SHARE * spare_memory(self.pipeline.device, self.memory_limit)
+        spare = spare_memory(self.pipeline.device, self.memory_limit)
+        if self.pipeline.device.type == "cpu":
+            spare = max(0, spare - 2 * kept)
+        spare *= _SHARE
         latents = spare / (values_per_latent * self.pipeline.dtype.itemsize)
         if canvas.height * canvas.width <= latents:
             return whole
