@@ -183,8 +183,8 @@ class PatchScalerPipeline:
         self,
         images: Any,
         *,
-        plan: str | Plan = "balanced",
-        seed: int = 0,
+        plan: str | Plan | Sequence[str | Plan] = "balanced",
+        seed: int | Sequence[int] = 0,
         texture: bool = True,
         progress: ProgressCallback | None = None,
         deterministic: bool = False,
@@ -197,8 +197,9 @@ class PatchScalerPipeline:
         Args:
             images: PIL images, uint8 or uint16 arrays (h, w, 3) or float tensors (3, h, w) in [0, 1]; sides of 8
                 or more.
-            plan: a name in `plans`, or a plan.
-            seed: fixes the noise; a patch's noise depends on it and on the patch's position only.
+            plan: a name in `plans`, or a plan; or a list with one of them for each image.
+            seed: fixes the noise; a patch's noise depends on it and on the patch's position only. Or a list
+                with one for each image.
             texture: retrieve texture prompts; without, every patch gets the learned null prompt.
             progress: told how far each stage is.
             deterministic: give each patch the same result to the bit in any company.
@@ -212,7 +213,8 @@ class PatchScalerPipeline:
             `UpscaleResult`, or a list of them for a list.
 
         Raises:
-            InputError: an image of another kind or too small, or no such plan.
+            InputError: an image of another kind or too small, no such plan, or more or fewer plans or seeds
+                than images.
             DeviceError: memory ran out in the smallest tile.
         """
         if not isinstance(images, Sequence):
@@ -221,36 +223,35 @@ class PatchScalerPipeline:
                 "deterministic": deterministic, "tile": tile, "memory_limit": memory_limit,
             }  # fmt: skip
             return self([images], out=None if out is None else [out], **options)[0]
-        chosen = self._plan(plan)
+        chosen = [self._plan(one) for one in _for_each(plan, len(images))]
         if not images:
             return []
         clock = Clock(self.device, progress)
         stages = Stages(self, None if tile is None else -(-tile // self.autoencoder.factor), memory_limit)
 
         # 1. Encode the bicubic upsampling of each image, padded to whole patches: z_LR.
-        canvases = [self._canvas(image) for image in images]
+        seeds = _for_each(seed, len(images))
+        canvases = [self._canvas(image, own) for image, own in zip(images, seeds, strict=True)]
         area = sum(canvas.height * canvas.width for canvas in canvases)
         with clock.stage("encode", area) as tick:
             for canvas in canvases:
                 stages.encode(canvas, tick)
 
         # 2. Restore: coarse latent y_0, confidence C, and what the denoiser knows of each patch.
-        sampled = any(path.steps for path in chosen.paths)
         with clock.stage("restore", sum(c.rows * c.cols * c.stride**2 for c in canvases)) as tick:
-            for canvas in canvases:
-                stages.restore(canvas, tick, with_condition=sampled)
+            for canvas, own in zip(canvases, chosen, strict=True):
+                stages.restore(canvas, tick, with_condition=any(path.steps for path in own.paths))
 
         # 3. Sort all patches of all images into groups by confidence; each group has its path (T, N).
-        groups = [self._groups(canvas, chosen) for canvas in canvases]
-        group = torch.cat([part.flatten() for part in groups])
-        starts = torch.tensor([path.timestep for path in chosen.paths])[group]
-        steps = torch.tensor([path.steps for path in chosen.paths])[group]
+        groups = [self._groups(canvas, own) for canvas, own in zip(canvases, chosen, strict=True)]
+        sorted_by = list(zip(groups, chosen, strict=True))
+        starts = [torch.tensor([path.timestep for path in own.paths])[group] for group, own in sorted_by]
+        steps = [torch.tensor([path.steps for path in own.paths])[group] for group, own in sorted_by]
 
         # 4. Noise y_0 to T and take N steps back, all patches in packed loops.
-        with clock.stage("sample", int(steps.sum())) as tick:
-            stages.sample(
-                canvases, starts, steps, tick, seed=seed, texture=texture, deterministic=deterministic
-            )
+        start, count = (torch.cat([part.flatten() for part in parts]) for parts in (starts, steps))
+        with clock.stage("sample", int(count.sum())) as tick:
+            stages.sample(canvases, start, count, tick, texture=texture, deterministic=deterministic)
 
         # 5. Put the patches together and decode.
         results = out or [
@@ -266,12 +267,14 @@ class PatchScalerPipeline:
             UpscaleResult(
                 image=Image.fromarray(result) if out is None and isinstance(like, Image.Image) else result,
                 confidence=self._confidence(canvas),
-                groups=part.to(torch.int8).numpy(),
-                steps=torch.tensor([path.steps for path in chosen.paths], dtype=torch.int16)[part].numpy(),
+                groups=group.to(torch.int8).numpy(),
+                steps=taken.to(torch.int16).numpy(),
                 timings=clock.seconds,
-                seed=seed,
+                seed=canvas.seed,
             )
-            for like, canvas, part, result in zip(images, canvases, groups, results, strict=True)
+            for like, canvas, group, taken, result in zip(
+                images, canvases, groups, steps, results, strict=True
+            )
         ]
 
     def encode(self, images: Tensor) -> Tensor:
@@ -309,10 +312,10 @@ class PatchScalerPipeline:
             raise InputError(f"no quality {plan!r}; this model has {', '.join(self.plans)}")
         return self.plans[plan]
 
-    def _canvas(self, image: Any) -> Canvas:
+    def _canvas(self, image: Any, seed: int) -> Canvas:
         planes = to_planes(image, MIN_SIDE)
         return Canvas(
-            planes, self.sampling.patch_size, self.sampling.stride, self.autoencoder.factor // SCALE
+            planes, self.sampling.patch_size, self.sampling.stride, self.autoencoder.factor // SCALE, seed
         )
 
     def _groups(self, canvas: Canvas, plan: Plan) -> Tensor:
@@ -354,6 +357,14 @@ class PatchScalerPipeline:
         )
         other.folder = self.folder
         return other
+
+
+def _for_each(value: Any, count: int) -> list[Any]:
+    """A list of `count` values: those of a list, or the same for all."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * count
+    if len(values) != count:
+        raise InputError(f"{len(values)} plans or seeds for {count} images; give one, or one for each image")
+    return values
 
 
 def _untuned() -> Plan:

@@ -97,7 +97,6 @@ class Stages:
         steps: Tensor,
         tick: Tick,
         *,
-        seed: int,
         texture: bool,
         deterministic: bool,
     ) -> None:
@@ -108,7 +107,6 @@ class Stages:
             starts: T of every patch of every image (n,).
             steps: N of each (n,).
             tick: counts patch evaluations.
-            seed: of the noise.
             texture: retrieve texture prompts.
             deterministic: compute every batch in one shape.
         """
@@ -116,6 +114,8 @@ class Stages:
         batch_size = 256 if device.type == "cuda" else 32
         pack_size = 4 * batch_size
         order = steps.argsort(descending=True, stable=True)[: int((steps > 0).sum())]
+        if not len(order):
+            return
 
         def compute(model: PatchScalerPipeline, index: Tensor) -> Tensor:
             done = tick.done
@@ -123,7 +123,7 @@ class Stages:
             return sample_patches(
                 model.patch_dit,
                 prompt,
-                _gather(canvases, index, starts, steps, seed, channels, model),
+                _gather(canvases, index, starts, steps, channels, model),
                 shortcut=model.sampling.shortcut,
                 batch_size=batch_size,
                 pack_size=pack_size,
@@ -207,11 +207,13 @@ def _checked(result: Tensor) -> Tensor:
 
 
 def _parts(canvases: Sequence[Canvas], index: Tensor) -> list[tuple[Canvas, Tensor]]:
-    """Which patches of each image the rising numbers `index`, counted through all images, are."""
+    """Which patches of which images the rising numbers `index`, counted through all images, are."""
     parts, first = [], 0
     for canvas in canvases:
         count = len(canvas.patches)
-        parts.append((canvas, index[(index >= first) & (index < first + count)] - first))
+        local = index[(index >= first) & (index < first + count)] - first
+        if len(local):
+            parts.append((canvas, local))
         first += count
     return parts
 
@@ -221,7 +223,6 @@ def _gather(
     index: Tensor,
     starts: Tensor,
     steps: Tensor,
-    seed: int,
     channels: int,
     model: PatchScalerPipeline,
 ) -> PatchSet:
@@ -231,11 +232,17 @@ def _gather(
         [canvas.patches[local.to(canvas.patches.device)].to(device) for canvas, local in parts]
     )
     condition = condition.to(model.dtype)
-    rows = torch.cat([local // canvas.cols for canvas, local in parts]).to(device)
-    cols = torch.cat([local % canvas.cols for canvas, local in parts]).to(device)
     latent = condition[:, :channels]
-    noise = patch_noise(seed, rows, cols, (channels, latent.shape[2], latent.shape[3]))
-    return PatchSet(latent, condition, noise, starts[index].to(device), steps[index])
+    noise = [
+        patch_noise(
+            canvas.seed,
+            (local // canvas.cols).to(device),
+            (local % canvas.cols).to(device),
+            latent.shape[1:],
+        )
+        for canvas, local in parts
+    ]
+    return PatchSet(latent, condition, torch.cat(noise), starts[index].to(device), steps[index])
 
 
 def _scatter(canvases: Sequence[Canvas], index: Tensor, sampled: Tensor, channels: int) -> None:
