@@ -29,6 +29,7 @@ from patchscaler.result import ProgressCallback, UpscaleResult
 from patchscaler.runtime.clock import Clock
 from patchscaler.runtime.device import resolve_device, resolve_dtype
 from patchscaler.runtime.memory import out_of_memory_in_one_line
+from patchscaler.runtime.runner import Runner
 from patchscaler.sampling.grouping import Path as ShortcutPath
 from patchscaler.sampling.grouping import Plan, assign, patch_quality
 from patchscaler.sampling.schedule import Shortcut
@@ -72,6 +73,7 @@ class PatchScalerPipeline:
 
     Attributes:
         folder: where the weights were read from, if they were.
+        runner: runs the networks; shared with pipelines of the same networks.
     """
 
     scale = SCALE
@@ -101,6 +103,7 @@ class PatchScalerPipeline:
         self.folder: Path | None = None
         for network in self.networks.values():
             network.eval().requires_grad_(False)
+        self.runner = Runner(self.device)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -114,6 +117,7 @@ class PatchScalerPipeline:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        compile: bool = False,
     ) -> PatchScalerPipeline:
         """Load a model.
 
@@ -121,6 +125,7 @@ class PatchScalerPipeline:
             source: a folder that `save_pretrained` wrote, a hub id, or None for the bundled weights.
             device: where to run; None takes the first GPU, else the CPU.
             dtype: precision; None takes fp16 on a GPU and fp32 on the CPU.
+            compile: compile the networks with torch.compile when they are first called; see `Runner`.
 
         Raises:
             ModelError: nothing there, or what is there is broken or of another kind.
@@ -135,6 +140,7 @@ class PatchScalerPipeline:
             raise ModelError(f"{folder / 'config.json'} has other sampling settings: {error}") from error
         pipeline = cls(**parts)
         pipeline.folder = folder
+        pipeline.runner.compile = compile
         return pipeline.to(place, resolve_dtype(dtype, place))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -154,6 +160,7 @@ class PatchScalerPipeline:
             nn.Module.to(network, device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.texture_memory is not None:
             self.texture_memory = self.texture_memory.to(device, dtype)
+        self.runner.reset(self.device)
         return self
 
     @property
@@ -227,7 +234,8 @@ class PatchScalerPipeline:
         if not images:
             return []
         clock = Clock(self.device, progress)
-        stages = Stages(self, None if tile is None else -(-tile // self.autoencoder.factor), memory_limit)
+        side = None if tile is None else -(-tile // self.autoencoder.factor)
+        stages = Stages(self, side, memory_limit, deterministic=deterministic)
 
         # 1. Encode the bicubic upsampling of each image, padded to whole patches: z_LR.
         seeds = _for_each(seed, len(images))
@@ -251,7 +259,7 @@ class PatchScalerPipeline:
         # 4. Noise y_0 to T and take N steps back, all patches in packed loops.
         start, count = (torch.cat([part.flatten() for part in parts]) for parts in (starts, steps))
         with clock.stage("sample", int(count.sum())) as tick:
-            stages.sample(canvases, start, count, tick, texture=texture, deterministic=deterministic)
+            stages.sample(canvases, start, count, tick, texture=texture)
 
         # 5. Put the patches together and decode.
         results = out or [
@@ -263,13 +271,14 @@ class PatchScalerPipeline:
                 stages.decode(canvas, result, tick)
 
         # 6. Give back the kind of image that was passed in, with the record of how it was made.
+        timings = clock.read()
         return [
             UpscaleResult(
                 image=Image.fromarray(result) if out is None and isinstance(like, Image.Image) else result,
                 confidence=self._confidence(canvas),
                 groups=group.to(torch.int8).numpy(),
                 steps=taken.to(torch.int16).numpy(),
-                timings=clock.seconds,
+                timings=timings,
                 seed=canvas.seed,
             )
             for like, canvas, group, taken, result in zip(
@@ -355,7 +364,7 @@ class PatchScalerPipeline:
             plans=self.plans,
             card=self.card,
         )
-        other.folder = self.folder
+        other.folder, other.runner = self.folder, self.runner
         return other
 
 
