@@ -85,7 +85,7 @@ class Stages:
         side = self._side(canvas, restoration.values_per_latent, halo + overlap)
         place = canvas.place(side, self.pipeline.device, self.pipeline.dtype)
         canvas.confidence = _empty(canvas, 1, place[0], torch.float32)
-        name, part = ("restore with condition", _condition) if with_condition else ("restore", _restore)
+        name, part = ("condition", condition_part) if with_condition else ("restore", restore_part)
 
         def run(model: PatchScalerPipeline, tile: Tile) -> Tensor:
             needed = tile._replace(bottom=tile.bottom + overlap, right=tile.right + overlap)
@@ -159,7 +159,7 @@ class Stages:
         def run(model: PatchScalerPipeline, tile: Tile) -> Tensor:
             outer = tile.grown(halo, canvas.height, canvas.width)
             latent = canvas.latents(outer, autoencoder.latent_channels).to(model.device, model.dtype)
-            (pixels,) = self._call(model, outer, "decode", _decode, latent, _lr(canvas, outer, model))
+            (pixels,) = self._call(model, outer, "decode", decode_part, latent, _lr(canvas, outer, model))
             target = tile.times(autoencoder.factor).grown(0, height, width)
             finite = pixels.isfinite().all()
             if target.area:  # a tile may lie in the padding
@@ -174,7 +174,7 @@ class Stages:
 
     def _encode(self, model: PatchScalerPipeline, canvas: Canvas, tile: Tile) -> Tensor:
         outer = tile.grown(self._encode_halo, canvas.height, canvas.width)
-        (latent,) = self._call(model, outer, "encode", _encode, _lr(canvas, outer, model))
+        (latent,) = self._call(model, outer, "encode", encode_part, _lr(canvas, outer, model))
         return latent[tile.within(outer).where]
 
     def _call(
@@ -251,21 +251,25 @@ def batch_sizes(device: torch.device, one: bool) -> Sequence[int]:
     return sizes[-1:] if one else sizes
 
 
-def _encode(model: PatchScalerPipeline, lr: Tensor) -> tuple[Tensor]:
+def encode_part(model: PatchScalerPipeline, lr: Tensor) -> tuple[Tensor]:
+    """z_LR (B, c, H, W) of LR images (B, 3, h, w) in [0, 1]."""
     return (model.autoencoder.encode(upsample(lr, model.scale)),)
 
 
-def _restore(model: PatchScalerPipeline, latent: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
+def restore_part(model: PatchScalerPipeline, latent: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
+    """C and y_0 of z_LR and the LR images."""
     restored = model.restoration(latent, lr)
     return restored.confidence, restored.latent
 
 
-def _condition(model: PatchScalerPipeline, latent: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
+def condition_part(model: PatchScalerPipeline, latent: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
+    """C and the condition map, whose first channels are y_0, of z_LR and the LR images."""
     restored = model.restoration(latent, lr)
     return restored.confidence, model.patch_dit.stem(restored, lr)
 
 
-def _decode(model: PatchScalerPipeline, latent: Tensor, lr: Tensor) -> tuple[Tensor]:
+def decode_part(model: PatchScalerPipeline, latent: Tensor, lr: Tensor) -> tuple[Tensor]:
+    """Images (B, 3, 4h, 4w) of latents and the LR images."""
     return (model.autoencoder.decode(latent, lr),)
 
 

@@ -126,7 +126,7 @@ class _Pack:
         run: Run,
     ) -> None:
         self.sizes, self.run = sizes, run
-        self.step = partial(_step, denoiser, shortcut)
+        self.step = partial(step_batch, denoiser, shortcut)
         batches = cut_into_batches(len(index), sizes)
         filling = index[:1].expand(batches[-1].stop - len(index))
         chosen = patches[torch.cat((index, filling))]
@@ -134,7 +134,7 @@ class _Pack:
         self.start = chosen.start
         self.steps = chosen.steps.to(self.start.device, self.start.dtype, non_blocking=True)
         self.remaining = torch.arange(int(chosen.steps.max()) + 1, device=self.start.device).to(self.start)
-        prepare = partial(_prepare, denoiser, make_prompt)
+        prepare = partial(prepare_batch, denoiser, make_prompt)
         inputs = (chosen.condition, chosen.start, chosen.seed, chosen.row, chosen.col)
         prepared = [run("prepare", prepare, *(part[b.start : b.stop] for part in inputs)) for b in batches]
         states, conditions, prompts = zip(*prepared, strict=True)
@@ -154,7 +154,7 @@ class _Pack:
         return self.run("step", self.step, prompt, left, *(part[rows] for part in inputs))[0]
 
 
-def _prepare(
+def prepare_batch(
     denoiser: PatchDiT,
     make_prompt: PromptFunction,
     condition: Tensor,
@@ -169,7 +169,7 @@ def _prepare(
     return state, denoiser.condition_tokens(condition), denoiser.prompt_cache(make_prompt(y))
 
 
-def _step(
+def step_batch(
     denoiser: PatchDiT,
     shortcut: Shortcut,
     prompt: Tensor,
