@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 
@@ -29,8 +30,8 @@ class Runner:
 
     Args:
         device: where the tensors are; only CUDA has graphs.
-        compile: compile functions with torch.compile at their first call. It takes from seconds to a minute, and
-            again for other shapes; later processes find most of it in torch's cache on disk.
+        compile: compile functions with torch.compile at their first call, and again for each new shape. It takes
+            up to a minute; later processes find most of it in torch's cache on disk.
         capture: makes a graph; CUDA's own by default.
         most: functions and shapes that are remembered; the least recently used is forgotten first.
 
@@ -82,7 +83,7 @@ class Runner:
             known = key in self._graphs
             if self.compile:
                 if name not in self._compiled:
-                    self._compiled[name] = torch.compile(function)
+                    self._compiled[name] = torch.compile(function, dynamic=False)
                 function = self._compiled[name]
             graph = self._graph(key, function, inputs, known and repeats)
             if graph is not None:
@@ -150,7 +151,7 @@ class CudaCapture:
         with torch.cuda.device(device):
             self.device = torch.cuda.current_device()
             self.stream, self.done = torch.cuda.Stream(), torch.cuda.Event()
-            self.pool = torch.cuda.graph_pool_handle()
+        self.graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Function:
         """A function that replays `function` on inputs of these shapes; RuntimeError if it cannot be captured."""
@@ -162,7 +163,10 @@ class CudaCapture:
                 function(*held)
             self.stream.synchronize()
             torch.cuda.empty_cache()
+            if not self.graphs:  # a pool ends with the last of its graphs
+                self.pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
+            self.graphs.add(graph)
             with torch.cuda.graph(
                 graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
             ):
