@@ -81,7 +81,7 @@ def parts(pipeline: PatchScalerPipeline, size: int, batch: int) -> dict[str, Par
     device, dtype = pipeline.device, pipeline.dtype
     lr = (photograph(size).to(device, dtype) / 255)[None].contiguous(memory_format=torch.channels_last)
     (latent,) = encode_part(pipeline, lr)
-    _, condition = condition_part(pipeline, latent, lr)
+    condition = condition_part(pipeline, latent, lr)[1]
     restored = restore_part(pipeline, latent, lr)[1]
     patch_size = pipeline.sampling.patch_size
     patches = unfold(condition, patch_size, pipeline.sampling.stride)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from patchscaler.errors import ModelError
+from patchscaler.imaging.low_frequencies import REACH, follow_low_frequencies
 from patchscaler.imaging.streaming import Canvas
 from patchscaler.imaging.tensors import put
 from patchscaler.imaging.tiles import Tile, run_tiles
@@ -94,11 +95,12 @@ class Stages:
                 latent = canvas.latent[outer.where].to(model.device, model.dtype)
             else:
                 latent = self._encode(model, canvas, outer)
-            confidence, condition = self._call(model, outer, name, part, latent, _lr(canvas, outer, model))
+            lr = _lr(canvas, outer, model)
+            confidence, condition, finite = self._call(model, outer, name, part, latent, lr)
             inside = needed.within(outer).where
             canvas.store_patches(tile, condition[inside], place)
             canvas.confidence[needed.where] = confidence[inside].to(canvas.confidence)
-            return confidence.isfinite().all() & condition.isfinite().all()
+            return finite
 
         self._run_tiles(canvas.rows * self.stride, canvas.cols * self.stride, side, run, tick)
         del canvas.latent
@@ -150,18 +152,18 @@ class Stages:
             raise _broken()
 
     def decode(self, canvas: Canvas, image: Any, tick: Tick) -> None:
-        """Decode x_0 into `image`, an array or tensor of the output's size, by rows of tiles."""
+        """Decode x_0, in the colours of the LR image, into `image`: an array or tensor of the output's size."""
         autoencoder = self.pipeline.autoencoder
-        halo = autoencoder.decode_halo or 0
+        halo = (autoencoder.decode_halo or 0) + -(-REACH // canvas.lr_per_latent)
         side = self._side(canvas, autoencoder.values_per_latent, halo)
         height, width = (self.pipeline.scale * length for length in canvas.size)
 
         def run(model: PatchScalerPipeline, tile: Tile) -> Tensor:
             outer = tile.grown(halo, canvas.height, canvas.width)
             latent = canvas.latents(outer, autoencoder.latent_channels).to(model.device, model.dtype)
-            (pixels,) = self._call(model, outer, "decode", decode_part, latent, _lr(canvas, outer, model))
+            lr = _lr(canvas, outer, model)
+            pixels, finite = self._call(model, outer, "decode", decode_part, latent, lr)
             target = tile.times(autoencoder.factor).grown(0, height, width)
-            finite = pixels.isfinite().all()
             if target.area:  # a tile may lie in the padding
                 put(image, target, pixels[0][target.within(outer.times(autoencoder.factor)).where])
             return finite
@@ -256,21 +258,27 @@ def encode_part(model: PatchScalerPipeline, lr: Tensor) -> tuple[Tensor]:
     return (model.autoencoder.encode(upsample(lr, model.scale)),)
 
 
-def restore_part(model: PatchScalerPipeline, latent: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
-    """C and y_0 of z_LR and the LR images."""
+def restore_part(model: PatchScalerPipeline, latent: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """C and y_0 of z_LR and the LR images, and whether all is finite."""
     restored = model.restoration(latent, lr)
-    return restored.confidence, restored.latent
+    return restored.confidence, restored.latent, _finite(restored.confidence, restored.latent)
 
 
-def condition_part(model: PatchScalerPipeline, latent: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
-    """C and the condition map, whose first channels are y_0, of z_LR and the LR images."""
+def condition_part(model: PatchScalerPipeline, latent: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """C and the condition map, whose first channels are y_0, of z_LR and the LR images, and whether all is finite."""
     restored = model.restoration(latent, lr)
-    return restored.confidence, model.patch_dit.stem(restored, lr)
+    condition = model.patch_dit.stem(restored, lr)
+    return restored.confidence, condition, _finite(restored.confidence, condition)
 
 
-def decode_part(model: PatchScalerPipeline, latent: Tensor, lr: Tensor) -> tuple[Tensor]:
-    """Images (B, 3, 4h, 4w) of latents and the LR images."""
-    return (model.autoencoder.decode(latent, lr),)
+def decode_part(model: PatchScalerPipeline, latent: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, 4h, 4w) in [0, 1] of latents and the LR images, and whether all was finite."""
+    image = model.autoencoder.decode(latent, lr)
+    return follow_low_frequencies(image, lr), _finite(image)
+
+
+def _finite(*results: Tensor) -> Tensor:
+    return torch.stack([result.isfinite().all() for result in results]).all()
 
 
 def _lr(canvas: Canvas, tile: Tile, model: PatchScalerPipeline) -> Tensor:

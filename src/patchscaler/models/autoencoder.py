@@ -13,6 +13,9 @@ from patchscaler.models.blocks import PixelShuffle, PixelUnshuffle, ResBlock, ze
 _VALUES = 8
 """Maps of a block's width that are alive at once, the workspace of convolutions included; measured."""
 
+_IMAGES = 5
+"""Images of the tile at full size that are alive at once beside them, in a network so narrow that they count; measured."""
+
 
 class Encoder(nn.Sequential):
     """Images (B, 3, H, W) in [-1, 1] to raw latents (B, c, H/8, W/8)."""
@@ -94,9 +97,8 @@ class Autoencoder(ModelMixin, ConfigMixin):
         self.latent_channels = latent_channels
         self.encode_halo = _reach(encoder_blocks, at_quarter=2)
         self.decode_halo = _reach(decoder_blocks, at_quarter=0)
-        self.values_per_latent = _VALUES * max(
-            max(4 * quarter, eighth) for quarter, eighth in (encoder_widths, decoder_widths)
-        )
+        widest = max(max(4 * quarter, eighth) for quarter, eighth in (encoder_widths, decoder_widths))
+        self.values_per_latent = max(_VALUES * widest, _IMAGES * 3 * self.factor**2)
         self.encoder = Encoder(latent_channels, encoder_widths, encoder_blocks)
         self.decoder = Decoder(latent_channels, decoder_widths, decoder_blocks)
         self.register_buffer("latent_mean", torch.zeros(latent_channels))

@@ -22,7 +22,7 @@ class Restored(NamedTuple):
     features: Tensor
 
 
-_VALUES = 9
+_VALUES = 13
 """Maps of a block's width that are alive at once, the workspace of convolutions included; measured."""
 
 
