@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -31,7 +32,7 @@ from patchscaler.runtime.device import resolve_device, resolve_dtype
 from patchscaler.runtime.memory import out_of_memory_in_one_line
 from patchscaler.runtime.runner import Runner
 from patchscaler.sampling.grouping import Path as ShortcutPath
-from patchscaler.sampling.grouping import Plan, assign, patch_quality
+from patchscaler.sampling.grouping import Plan, assign, patch_quality, spend
 from patchscaler.sampling.schedule import Shortcut
 from patchscaler.stages import Stages
 from patchscaler.texture_memory import ReferenceTextureMemory
@@ -198,6 +199,8 @@ class PatchScalerPipeline:
         out: Sequence[Any] | Any = None,
         tile: int | None = None,
         memory_limit: int | None = None,
+        budget: float | None = None,
+        time_budget: float | None = None,
     ) -> Any:
         """Upscale an image, or a list of images of any sizes, by 4.
 
@@ -215,22 +218,33 @@ class PatchScalerPipeline:
             tile: side of the tiles that an image is processed in, output pixels; None takes the largest that
                 fit in memory, a whole image if it can. Results differ by rounding alone.
             memory_limit: bytes that this process may hold on the device (on the CPU: in all).
+            budget: mean steps a patch of each image may take at most: they are spent on its hardest patches first,
+                on the paths of `best`, or of `plan` if that is a plan of your own. 0 restores only.
+            time_budget: seconds that the call should take: the budget that fits is found by a trial. Restoring
+                is always done, whatever it takes.
 
         Returns:
             `UpscaleResult`, or a list of them for a list.
 
         Raises:
-            InputError: an image of another kind or too small, no such plan, or more or fewer plans or seeds
-                than images.
+            InputError: an image of another kind or too small, no such plan, more or fewer plans or seeds than
+                images, or a budget below 0.
             DeviceError: memory ran out in the smallest tile.
         """
         if not isinstance(images, Sequence):
             options: dict[str, Any] = {
                 "plan": plan, "seed": seed, "texture": texture, "progress": progress,
                 "deterministic": deterministic, "tile": tile, "memory_limit": memory_limit,
+                "budget": budget, "time_budget": time_budget,
             }  # fmt: skip
             return self([images], out=None if out is None else [out], **options)[0]
+        begin = time.perf_counter()
         chosen = [self._plan(one) for one in _for_each(plan, len(images))]
+        if budget is not None or time_budget is not None:
+            named = [isinstance(one, str) for one in _for_each(plan, len(images))]
+            chosen = [self.plans["best"] if name else own for name, own in zip(named, chosen, strict=True)]
+        if not min(budget or 0, time_budget or 0) >= 0:
+            raise InputError("a budget cannot be negative")
         if not images:
             return []
         clock = Clock(self.device, progress)
@@ -248,13 +262,17 @@ class PatchScalerPipeline:
         # 2. Restore: coarse latent y_0, confidence C, and what the denoiser knows of each patch.
         with clock.stage("restore", sum(c.rows * c.cols * c.stride**2 for c in canvases)) as tick:
             for canvas, own in zip(canvases, chosen, strict=True):
-                stages.restore(canvas, tick, with_condition=any(path.steps for path in own.paths))
+                stages.restore(canvas, tick, with_condition=budget != 0 and own.samples)
 
         # 3. Sort all patches of all images into groups by confidence; each group has its path (T, N).
-        groups = [self._groups(canvas, own) for canvas, own in zip(canvases, chosen, strict=True)]
-        sorted_by = list(zip(groups, chosen, strict=True))
-        starts = [torch.tensor([path.timestep for path in own.paths])[group] for group, own in sorted_by]
-        steps = [torch.tensor([path.steps for path in own.paths])[group] for group, own in sorted_by]
+        if time_budget is not None and budget != 0 and any(own.samples for own in chosen):
+            most = stages.affordable(canvases, begin + time_budget, texture=texture)
+            budget = most if budget is None else min(budget, most)
+        groups = [self._groups(canvas, own, budget) for canvas, own in zip(canvases, chosen, strict=True)]
+        paths = [own.paths if budget is None else own.ladder() for own in chosen]
+        sorted_by = list(zip(groups, paths, strict=True))
+        starts = [torch.tensor([path.timestep for path in own])[group] for group, own in sorted_by]
+        steps = [torch.tensor([path.steps for path in own])[group] for group, own in sorted_by]
 
         # 4. Noise y_0 to T and take N steps back, all patches in packed loops.
         start, count = (torch.cat([part.flatten() for part in parts]) for parts in (starts, steps))
@@ -327,10 +345,11 @@ class PatchScalerPipeline:
             planes, self.sampling.patch_size, self.sampling.stride, self.autoencoder.factor // SCALE, seed
         )
 
-    def _groups(self, canvas: Canvas, plan: Plan) -> Tensor:
-        """The group of each patch of one image (rows, cols), on the host."""
-        quality = patch_quality(canvas.confidence, canvas.patch_size, canvas.stride)
-        return assign(quality, plan.thresholds).cpu().view(canvas.rows, canvas.cols)
+    def _groups(self, canvas: Canvas, plan: Plan, budget: float | None) -> Tensor:
+        """The group of each patch of one image (rows, cols), on the host; with a budget the rung of its ladder."""
+        quality = patch_quality(canvas.confidence, canvas.patch_size, canvas.stride).cpu()
+        group = assign(quality, plan.thresholds) if budget is None else spend(quality, plan, budget)
+        return group.view(canvas.rows, canvas.cols)
 
     def _confidence(self, canvas: Canvas) -> Any:
         height, width = (-(-side // canvas.lr_per_latent) for side in canvas.size)

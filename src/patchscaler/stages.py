@@ -6,6 +6,7 @@ tiles join without a trace; an autoencoder that sees the whole image at once is 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from patchscaler.imaging.streaming import Canvas
 from patchscaler.imaging.tensors import put
 from patchscaler.imaging.tiles import Tile, run_tiles
 from patchscaler.models.autoencoder import upsample
-from patchscaler.runtime.clock import Tick
+from patchscaler.runtime.clock import Tick, seconds_of
 from patchscaler.runtime.memory import halve_on_out_of_memory, spare_memory
 from patchscaler.runtime.runner import Function, run_plainly
 from patchscaler.sampling.engine import PatchSet, Run, sample_patches
@@ -118,29 +119,16 @@ class Stages:
             texture: retrieve texture prompts.
         """
         channels = self.pipeline.autoencoder.latent_channels
-        sizes = batch_sizes(self.pipeline.device, self.deterministic)
         order = steps.argsort(descending=True, stable=True)[: int((steps > 0).sum())]
         if not len(order):
             return
-
-        def compute(model: PatchScalerPipeline, index: Tensor) -> Tensor:
-            done = tick.done
-            return sample_patches(
-                model.patch_dit,
-                model.make_prompt if texture else model.null_prompt,
-                _gather(canvases, index, starts, steps, model),
-                shortcut=model.sampling.shortcut,
-                sizes=sizes,
-                pack_size=_PACK,
-                run=self._runner(model, (texture, id(model.texture_memory))),
-                on_step=lambda count: tick.to(min(done + count, tick.total)),
-            )
 
         def overflowed(model: PatchScalerPipeline, index: Tensor) -> Tensor:
             """Sample patches; those of them that could not be."""
             finite = []
             for pack in index.split(_PACK):
-                sampled = halve_on_out_of_memory(partial(compute, model), pack)
+                sample = partial(self._sample, model, canvases, starts, steps, texture, tick)
+                sampled = halve_on_out_of_memory(sample, pack)
                 finite.append(sampled.isfinite().flatten(1).all(dim=1))
                 _scatter(canvases, pack, sampled, finite[-1], channels)
             return index[~torch.cat(finite).cpu()]
@@ -160,15 +148,42 @@ class Stages:
 
         def run(model: PatchScalerPipeline, tile: Tile) -> Tensor:
             outer = tile.grown(halo, canvas.height, canvas.width)
-            latent = canvas.latents(outer, autoencoder.latent_channels).to(model.device, model.dtype)
-            lr = _lr(canvas, outer, model)
-            pixels, finite = self._call(model, outer, "decode", decode_part, latent, lr)
+            pixels, finite = self._decode(model, canvas, outer)
             target = tile.times(autoencoder.factor).grown(0, height, width)
             if target.area:  # a tile may lie in the padding
                 put(image, target, pixels[0][target.within(outer.times(autoencoder.factor)).where])
             return finite
 
         self._run_tiles(canvas.height, canvas.width, side, run, tick)
+
+    def affordable(self, canvases: Sequence[Canvas], deadline: float, *, texture: bool) -> float:
+        """Mean steps a patch that leave time for decoding, from a trial on these very images; 0 or more.
+
+        A quarter of the largest image is decoded and a batch of patches takes a step, preparation included: what
+        sampling costs is rather over- than underestimated.
+
+        Args:
+            canvases: the images, restored; those with a condition map are to be sampled.
+            deadline: when all should be done, by `time.perf_counter`.
+            texture: retrieve texture prompts.
+        """
+        model, device = self.pipeline, self.pipeline.device
+        largest = max(canvases, key=lambda canvas: canvas.height * canvas.width)
+        part = Tile(0, -(-largest.height // 2), 0, -(-largest.width // 2))
+        area = sum(canvas.height * canvas.width for canvas in canvases)
+        decoding = area / part.area * seconds_of(lambda: self._decode(model, largest, part), device)
+        if time.perf_counter() + decoding >= deadline:
+            return 0.0
+        sampled = [c for c in canvases if c.patches.shape[1] > model.autoencoder.latent_channels]
+        count = sum(len(canvas.patches) for canvas in sampled)
+        starts, steps = torch.ones(count), torch.ones(count, dtype=torch.int64)
+        trial = torch.arange(min(count, 256 if device.type == "cuda" else 8))
+        idle = Tick("sample", 0, None)
+        sampling = seconds_of(
+            lambda: self._sample(model, sampled, starts, steps, texture, idle, trial), device
+        )
+        left = deadline - time.perf_counter() - decoding
+        return max(0.0, left / (sampling / len(trial)) / count)
 
     @property
     def _encode_halo(self) -> int:
@@ -178,6 +193,33 @@ class Stages:
         outer = tile.grown(self._encode_halo, canvas.height, canvas.width)
         (latent,) = self._call(model, outer, "encode", encode_part, _lr(canvas, outer, model))
         return latent[tile.within(outer).where]
+
+    def _decode(self, model: PatchScalerPipeline, canvas: Canvas, outer: Tile) -> tuple[Tensor, ...]:
+        latent = canvas.latents(outer, model.autoencoder.latent_channels).to(model.device, model.dtype)
+        return self._call(model, outer, "decode", decode_part, latent, _lr(canvas, outer, model))
+
+    def _sample(
+        self,
+        model: PatchScalerPipeline,
+        canvases: Sequence[Canvas],
+        starts: Tensor,
+        steps: Tensor,
+        texture: bool,
+        tick: Tick,
+        index: Tensor,
+    ) -> Tensor:
+        """x_0 of the patches `index`, numbered through all images."""
+        done = tick.done
+        return sample_patches(
+            model.patch_dit,
+            model.make_prompt if texture else model.null_prompt,
+            _gather(canvases, index, starts, steps, model),
+            shortcut=model.sampling.shortcut,
+            sizes=batch_sizes(model.device, self.deterministic),
+            pack_size=_PACK,
+            run=self._runner(model, (texture, id(model.texture_memory))),
+            on_step=lambda count: tick.to(min(done + count, tick.total)),
+        )
 
     def _call(
         self,

@@ -55,6 +55,22 @@ class Clock:
 
     def read(self) -> dict[str, float]:
         """Seconds of every stage, after waiting for what is queued."""
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+        _wait(self.device)
         return {stage: round(span(), 5) for stage, span in self._spans.items()}
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call from an idle device until it is idle again; on a GPU of a second one, when all is loaded."""
+    seconds = 0.0
+    for _ in range(2 if device.type == "cuda" else 1):
+        _wait(device)
+        begin = time.perf_counter()
+        call()
+        _wait(device)
+        seconds = time.perf_counter() - begin
+    return seconds
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
