@@ -139,7 +139,7 @@ def upscale(
             **run.output.__dict__,
             "suffix": suffix,
         }
-        settings.pop("memory_limit")
+        del settings["memory_limit"], settings["tile"]
         if watch:
             _watch(run, find, target, settings)
         work = find()
