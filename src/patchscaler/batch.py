@@ -279,13 +279,17 @@ def enlarge(tasks: Sequence[Task], model: PatchScalerPipeline, progress: Progres
         )
         for one, result in zip(done, results, strict=True):
             one.result = result
-        transparent = [one for one in done if one.alpha is not None]
+        transparent = [
+            (one.task.photo.alpha, one.alpha)
+            for one in done
+            if one.task.photo.alpha is not None and one.alpha is not None
+        ]
         if transparent:
             # By the restoration alone: edges as sharp as the picture's, nothing invented.
             model(
-                [alpha_as_grey(one.task.photo.alpha) for one in transparent],
+                [alpha_as_grey(alpha) for alpha, _ in transparent],
                 plan=Plan.restoration_only(),
-                out=[one.alpha for one in transparent],
+                out=[spool for _, spool in transparent],
                 progress=progress,
                 **options,
             )
