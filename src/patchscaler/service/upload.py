@@ -76,4 +76,4 @@ def _counting(receive: Receive, bound: int, most: int) -> Any:
 
 
 def _too_large(most: int) -> HTTPException:
-    return HTTPException(413, f"the upload is too large; at most {most / 2**20:.1f} MiB")
+    return HTTPException(413, f"the upload is too large; at most {most / 2**20:.3g} MiB")

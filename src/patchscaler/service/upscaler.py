@@ -154,13 +154,13 @@ class Upscaler:
         photo = probe_photo(source)
         if photo.width * photo.height > self.limits.pixels:
             raise TooLargeError(
-                f"{photo.width}x{photo.height} is too large; at most {self.limits.pixels / 1e6:.1f} megapixels"
+                f"{photo.width}x{photo.height} is too large; at most {self.limits.pixels / 1e6:.3g} megapixels"
             )
         wide, high = size.of(photo.width, photo.height)
         if wide * high > self.limits.output_pixels:
             raise TooLargeError(
                 f"an output of {wide}x{high} is too large; at most"
-                f" {self.limits.output_pixels / 1e6:.1f} megapixels"
+                f" {self.limits.output_pixels / 1e6:.3g} megapixels"
             )
         form = FORMATS[photo.format]
         suffix = f".{format}" if format else form.suffixes[0] if form.saver else ".png"
@@ -201,7 +201,6 @@ class Upscaler:
         try:
             self.model = self._load()
         except Exception as error:
-            _log.exception("the model cannot be loaded")
             self.failure = error
             self.queue.close()
         while batch := self.queue.take():

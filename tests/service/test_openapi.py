@@ -1,0 +1,3 @@
+import pytest
+
+schemathesis = pytest.importorskip("schemathesis")
