@@ -76,6 +76,7 @@ class Served:
         return reply.json()["id"]
 
     def wait(self, job: str, *states: str) -> dict:
+        seen = {}
         end = time.monotonic() + 60
         while time.monotonic() < end:
             seen = self.client.get(f"/v1/jobs/{job}").json()

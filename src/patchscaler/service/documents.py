@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from patchscaler.service.options import Options
 from patchscaler.service.replies import Error, Job
 
 INTRODUCTION = """\
@@ -41,6 +42,16 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _image(description: str, kinds: tuple[str, ...] = _IMAGES) -> dict[str, Any]:
     return {"description": description, "content": {kind: {"schema": _BINARY} for kind in kinds}}
+
+
+def _fields() -> dict[str, Any]:
+    """The options as fields of a form, which cannot be null."""
+    fields = Options.model_json_schema()["properties"]
+    for field in fields.values():
+        field |= field.pop("anyOf", ({},))[0]
+        if field["default"] is None:
+            del field["default"]
+    return fields
 
 
 def _text(description: str, kind: str, example: str) -> dict[int | str, dict[str, Any]]:
@@ -83,11 +94,7 @@ UPSCALE_BODY: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": ["image"],
-                    "properties": {
-                        "image": _BINARY,
-                        "quality": {"type": "string", "enum": ["fast", "balanced", "best"]},
-                        "scale": {"type": "number", "minimum": 1, "maximum": 8},
-                    },
+                    "properties": {"image": _BINARY, **_fields()},
                     "additionalProperties": False,
                 },
                 "examples": {

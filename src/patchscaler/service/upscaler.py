@@ -69,7 +69,6 @@ class Upscaler:
         self.pace = 1.0
         self._load = load
         self._stop = threading.Event()
-        self._folder = tempfile.TemporaryDirectory(prefix="patchscaler-service-")
         self._pool = ThreadPoolExecutor(2, "patchscaler-files")
         self._room = threading.Semaphore(2 * self.limits.batch_jobs)
         self._worker = threading.Thread(target=self._work, name="patchscaler-worker", daemon=True)
@@ -77,13 +76,14 @@ class Upscaler:
 
     def start(self) -> None:
         """Load the pipeline and begin to work, in threads."""
+        self._home = tempfile.TemporaryDirectory(prefix="patchscaler-service-")
         self._worker.start()
         self._sweeper.start()
 
     @property
     def folder(self) -> Path:
         """Where all files of the service are."""
-        return Path(self._folder.name)
+        return Path(self._home.name)
 
     @property
     def is_ready(self) -> bool:
@@ -195,7 +195,7 @@ class Upscaler:
             self._worker.join()
         self._pool.shutdown()
         self._stop.set()
-        self._folder.cleanup()
+        self._home.cleanup()
 
     def _work(self) -> None:
         try:
