@@ -90,6 +90,11 @@ class Served:
         return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
 
+@pytest.fixture(name="Gate", scope="session")
+def gate_class() -> type[Gate]:
+    return Gate
+
+
 @pytest.fixture(scope="session")
 def served_pipeline(make_pipeline) -> PatchScalerPipeline:
     pipeline = make_pipeline()

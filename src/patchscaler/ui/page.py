@@ -110,10 +110,10 @@ def build_page(upscaler: Upscaler, examples: Path = EXAMPLES) -> gr.Blocks:
             yield {
                 start: gr.Button(interactive=True),
                 stop: gr.Button(visible=False),
-                **_finished(job, Path(path).name),
+                **_finished(job, Path(path).stem),
             }
 
-        def _finished(job: UpscaleJob, name: str) -> dict[Any, Any]:
+        def _finished(job: UpscaleJob, stem: str) -> dict[Any, Any]:
             if job.state == "done":
                 assert upscaler.model is not None and job.result is not None
                 model = upscaler.model
@@ -121,7 +121,7 @@ def build_page(upscaler: Upscaler, examples: Path = EXAMPLES) -> gr.Blocks:
                 count = max(int(job.result.groups.max()) + 1, len(model.plans[job.call.plan].paths))
                 return {
                     viewer: views.show_result(job, patch, limits.output_pixels),
-                    status: views.done_lines(job, name),
+                    status: views.done_lines(job, stem),
                     groups: views.group_lines(job.result, views.names_of(count)),
                 }
             upscaler.drop(job)

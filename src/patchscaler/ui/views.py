@@ -116,16 +116,22 @@ def progress_lines(job: UpscaleJob, before: int, latents: int) -> str:
     )
 
 
-def done_lines(job: UpscaleJob, name: str) -> str:
-    """What came out, with the link to download it under a name that the browser gives it."""
+def done_lines(job: UpscaleJob, stem: str) -> str:
+    """What came out, with the link to download it.
+
+    Args:
+        job: done.
+        stem: of the input's name, as a file of ours already has it.
+    """
     record = job.record or {}
     (width, height), (wide, high) = record["input_size"], record["output_size"]
     text = (
         f"{width}&times;{height} → <b>{wide}&times;{high}</b> in {record['seconds']:.1f} s on {record['device']}, "
         f"{record['mean_steps']:.1f} steps a patch"
     )
-    file = f"{Path(name).stem or 'image'}-x{wide / width:.3g}{job.job.output.suffix}"
-    link = f'<a class="ps-download" href="{_url(job.job.output)}" download="{html.escape(file)}">Download</a>'
+    named = job.folder / f"{stem[:80]}-x{wide / width:.3g}{job.job.output.suffix}"
+    named.hardlink_to(job.job.output)  # the browser takes the name from here
+    link = f'<a class="ps-download" href="{html.escape(_url(named))}" download>Download</a>'
     lost = ", ".join(record["not_kept"])
     note = f'<div class="ps-note">Not kept in the output: {html.escape(lost)}</div>' if lost else ""
     return f'<div class="ps-status" role="status"><div class="ps-done"><p>{text}</p>{link}</div>{note}</div>'
