@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,7 @@ from patchscaler.cli.common import (
     Quality,
     QuietOption,
     SeedOption,
+    load_pipeline,
     print_json,
     run_bar,
     warn,
@@ -117,7 +118,7 @@ def upscale(
     )
     names = devices.split(",") if devices else [device]
     run = _Run(
-        [_loader(model, name.strip(), dtype.value) for name in names],
+        [load_pipeline(model, name.strip(), dtype.value) for name in names],
         call,
         OutputOptions(strip, jpeg_quality),
         overwrite,
@@ -139,7 +140,7 @@ def upscale(
             **run.output.__dict__,
             "suffix": suffix,
         }
-        settings.pop("memory_limit")
+        del settings["memory_limit"], settings["tile"]
         if watch:
             _watch(run, find, target, settings)
         work = find()
@@ -239,16 +240,6 @@ class _Run:
                         print_json(outcome.record)
                     elif not self.quiet:
                         typer.echo(_summary(outcome.record))
-
-
-def _loader(model: str | None, device: str, dtype: str) -> Callable[[], PatchScalerPipeline]:
-    @cache
-    def load() -> PatchScalerPipeline:
-        from patchscaler.pipeline import PatchScalerPipeline
-
-        return PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype)
-
-    return load
 
 
 def _manifest(target: Path, settings: dict[str, Any]) -> Manifest:
