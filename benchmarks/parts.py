@@ -109,7 +109,9 @@ def card(device: torch.device, dtype: torch.dtype, runs: int) -> tuple[float, fl
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     big = torch.empty(2**28 if device.type == "cuda" else 2**25, dtype=torch.uint8, device=device)
     other = torch.empty_like(big)
-    seconds = [typical(repeat(call, device, runs), device) for call in (lambda: a @ b, lambda: other.copy_(big))]
+    seconds = [
+        typical(repeat(call, device, runs), device) for call in (lambda: a @ b, lambda: other.copy_(big))
+    ]
     return 2 * side**3 / seconds[0], 2 * big.numel() / seconds[1]
 
 
@@ -120,7 +122,7 @@ class Traffic(TorchDispatchMode):
         super().__init__()
         self.bytes = self.calls = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204, D105
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
         result = func(*args, **(kwargs or {}))
         if not func.is_view and func.overloadpacket is not torch.ops.aten.empty:
             tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]

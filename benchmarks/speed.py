@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--compile", action="store_true", help="compiled, too: about a minute for each size and side")
+    parser.add_argument(
+        "--compile", action="store_true", help="compiled, too: about a minute for each size and side"
+    )
     parser.add_argument("--only", default="", help="systems whose name has this pattern")
     parser.add_argument("--output", type=Path, default=None, help="JSON file")
     arguments = parser.parse_args()
@@ -86,12 +88,21 @@ def systems(
             yield f"patchscaler, {name}{way}", lambda p=plan, c=compile_it: ours(pipeline, images, p, c)
     if device.type == "cuda":
         limit = 2**50  # with a limit there are no graphs
-        yield "patchscaler, balanced, no graph", lambda: ours(pipeline, images, plans["balanced"], False, limit)
+        yield (
+            "patchscaler, balanced, no graph",
+            lambda: ours(pipeline, images, plans["balanced"], False, limit),
+        )
     yield "bicubic", lambda: (lambda: [bicubic(image) for image in images], Runner(device))
-    yield "RRDBNet, contiguous, no graph", lambda: peer(pipeline, images, torch.contiguous_format, False, False)
+    yield (
+        "RRDBNet, contiguous, no graph",
+        lambda: peer(pipeline, images, torch.contiguous_format, False, False),
+    )
     yield "RRDBNet, no graph", lambda: peer(pipeline, images, torch.channels_last, False, False)
     for way, compile_it in ways.items() if device.type == "cuda" or compiled else ():
-        yield f"RRDBNet{way or ', graph'}", lambda c=compile_it: peer(pipeline, images, torch.channels_last, c, True)
+        yield (
+            f"RRDBNet{way or ', graph'}",
+            lambda c=compile_it: peer(pipeline, images, torch.channels_last, c, True),
+        )
 
 
 def ours(
@@ -110,7 +121,11 @@ def ours(
 
 
 def peer(
-    pipeline: PatchScalerPipeline, images: list[Tensor], layout: torch.memory_format, compiled: bool, graph: bool
+    pipeline: PatchScalerPipeline,
+    images: list[Tensor],
+    layout: torch.memory_format,
+    compiled: bool,
+    graph: bool,
 ) -> tuple[Callable[[], object], Runner]:
     """The generator with random weights, all images in one batch."""
     device, dtype = pipeline.device, pipeline.dtype
@@ -128,7 +143,9 @@ def peer(
 
 def bicubic(image: Tensor) -> Tensor:
     """Plain interpolation."""
-    return quantise(torch.nn.functional.interpolate(image[None].float() / 255, scale_factor=4, mode="bicubic"))
+    return quantise(
+        torch.nn.functional.interpolate(image[None].float() / 255, scale_factor=4, mode="bicubic")
+    )
 
 
 def quantise(pixels: Tensor) -> Tensor:

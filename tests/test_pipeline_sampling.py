@@ -54,7 +54,9 @@ def test_in_a_mixed_plan_every_patch_takes_the_path_of_its_group(pipeline, mixed
     for group, path in enumerate(plan.paths):
         uniform = pipeline(image, plan=Plan.uniform(path.timestep, path.steps)).image
         mask = groups == group
-        torch.testing.assert_close(middles(result.image)[mask], middles(uniform)[mask], atol=LEVEL / 2, rtol=0)
+        torch.testing.assert_close(
+            middles(result.image)[mask], middles(uniform)[mask], atol=LEVEL / 2, rtol=0
+        )
         assert (middles(result.image)[~mask] - middles(uniform)[~mask]).abs().max() > 0.01
 
 

@@ -361,7 +361,9 @@ def _gather(
         back = torch.cat(wheres).argsort().to(model.device, non_blocking=True)
         condition = torch.cat(conditions)[back]
     seed, row, col = places.to(model.device, non_blocking=True)
-    return PatchSet(condition, starts[index].to(model.device, non_blocking=True), steps[index], seed, row, col)
+    return PatchSet(
+        condition, starts[index].to(model.device, non_blocking=True), steps[index], seed, row, col
+    )
 
 
 def _scatter(

@@ -128,7 +128,9 @@ def test_threads_may_share_graphs_and_get_what_they_get_without(make_pipeline, p
     expected = [pipeline(image, plan=plan, seed=seed).image for seed, image in enumerate(images)]
     pipeline.runner = Runner(CPU, capture=traces)
     with ThreadPoolExecutor(3) as pool:
-        results = list(pool.map(lambda job: pipeline(job[1], plan=plan, seed=job[0]).image, enumerate(images)))
+        results = list(
+            pool.map(lambda job: pipeline(job[1], plan=plan, seed=job[0]).image, enumerate(images))
+        )
     for ours, theirs in zip(results, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     assert len(traces.made) == 5, "encode, restore, prepare, step, decode"

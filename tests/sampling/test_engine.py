@@ -96,7 +96,9 @@ def test_batches_cover_the_rows_with_little_to_spare(count, sizes):
     assert [row for batch in batches for row in batch] == list(range(batches[-1].stop))
     spare = batches[-1].stop - count
     assert 0 <= spare < max(sizes[0], len(batches[-1]) / 4 if len(sizes) > 1 else 0)
-    assert batches[-1].stop <= cut_into_batches(count + 1, sizes)[-1].stop, "fewer rows fit into the same pack"
+    assert batches[-1].stop <= cut_into_batches(count + 1, sizes)[-1].stop, (
+        "fewer rows fit into the same pack"
+    )
 
 
 def test_progress_counts_every_evaluation(pipeline):

@@ -68,7 +68,9 @@ def test_a_budget_is_kept_and_nearly_used_up(quality, plan, budget):
     steps, counts = steps_of(quality, plan, budget), [path.steps for path in plan.ladder()]
     assert float(steps.double().mean()) <= budget + 1e-6
     widest = max((b - a for a, b in itertools.pairwise(counts)), default=0)
-    assert int(steps.sum()) == counts[-1] * len(steps) or int(steps.sum()) > budget * len(steps) - max(widest, 1)
+    assert int(steps.sum()) == counts[-1] * len(steps) or int(steps.sum()) > budget * len(steps) - max(
+        widest, 1
+    )
 
 
 @given(QUALITIES, PLANS, st.floats(0, 7))

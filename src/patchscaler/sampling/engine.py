@@ -180,7 +180,7 @@ def step_batch(
     start: Tensor,
     steps: Tensor,
 ) -> tuple[Tensor]:
-    """x of the following timestep, for patches with `remaining` of their `steps` to go."""
+    """State at the following timestep of patches with `remaining` of their `steps` to go."""
     timestep, following = start * (remaining / steps), start * ((remaining - 1) / steps)
     x = denoiser(state.to(y.dtype), y, condition, prompt, timestep, start)
     return (solver_step(state, x.float(), y.float(), timestep, following, start, shortcut),)
