@@ -159,6 +159,7 @@ def measure(system: System, device: torch.device, runs: int) -> dict[str, object
     cuda = device.type == "cuda"
     gc.collect()
     torch._dynamo.reset()  # nothing compiled for other sizes
+    others = 0
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

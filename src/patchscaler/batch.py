@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from patchscaler.result import Progress, ProgressCallback, UpscaleResult
 
 _AHEAD = 2
-"""Photographs read ahead, and results waiting to be written, per device."""
+"""Photographs read ahead, and results waiting to be written, per thread that computes."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def run_jobs(
         if progress is not None and len(pipelines) == 1:
             progress(state)
 
-    def next_job(readers: ThreadPoolExecutor) -> tuple[Job, Future[Photo]] | None:
+    def next_job() -> tuple[Job, Future[Photo]] | None:
         with turn:
             while len(reading) <= _AHEAD and not stop.is_set():
                 job = next(coming, None)
@@ -132,12 +132,11 @@ def run_jobs(
         finally:
             room.release()
 
-    def work(
-        load: Callable[[], PatchScalerPipeline], readers: ThreadPoolExecutor, writers: ThreadPoolExecutor
-    ) -> None:
+    def work(load: Callable[[], PatchScalerPipeline], alone: bool) -> None:
+        """Take photographs until none is left; on a GPU a second thread keeps it busy while files are moved."""
         room = threading.Semaphore(_AHEAD)
         try:
-            while (item := next_job(readers)) is not None:
+            while (item := next_job()) is not None:
                 job, coming_photo = item
                 try:
                     photo = coming_photo.result()
@@ -146,6 +145,9 @@ def run_jobs(
                     outcomes.put(_failure(job, error))
                     continue
                 model = load()
+                if alone and model.device.type == "cuda" and call.memory_limit is None:
+                    alone = False
+                    devices.submit(work, load, alone)
                 room.acquire()
                 try:
                     (enlarged,) = enlarge([Task(job, photo, call, output)], model, watch)
@@ -161,11 +163,11 @@ def run_jobs(
 
     with (
         ThreadPoolExecutor(2) as readers,
-        ThreadPoolExecutor(2) as writers,
-        ThreadPoolExecutor(len(pipelines)) as devices,
+        ThreadPoolExecutor(2 * _AHEAD) as writers,
+        ThreadPoolExecutor(2 * len(pipelines)) as devices,
     ):
         for load in pipelines:
-            devices.submit(work, load, readers, writers)
+            devices.submit(work, load, True)
         try:
             for _ in jobs:
                 outcome = outcomes.get()

@@ -131,7 +131,6 @@ class Spool:
         offset = rows.start * width * bands * self.dtype.itemsize
         band = np.memmap(self.path, self.dtype, "r+", offset, (rows.stop - rows.start, width, bands))
         band[:, cols] = values
-        band.flush()
 
     def image(self) -> pyvips.Image:
         """The pixels as a libvips image of sRGB."""
