@@ -1,6 +1,6 @@
 """Peak memory of `patchscaler upscale` on the CPU, one thread, by GNU time (`apt install time`).
 
-python benchmarks/memory.py [--megapixels 1 4 25] [--model FOLDER | reduced | bundled] [--memory-limit 3G] [--suffix png]
+python benchmarks/memory.py [--megapixels 1 4 25] [--model FOLDER|reduced|bundled] [--memory-limit 3G]
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def reduced() -> PatchScalerPipeline:
-    """Networks about a hundred times as fast, untrained, with as many channels waiting between stages as `compact` has."""
+    """Narrow untrained networks, with as many channels waiting between the stages as `compact` has."""
     torch.manual_seed(0)
     narrow = (16, 16)
     return PatchScalerPipeline(

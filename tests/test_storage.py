@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from patchscaler.errors import ModelError
+from patchscaler.models.restoration import RestorationModule
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.sampling.grouping import Path as ShortcutPath
 from patchscaler.sampling.grouping import Plan
@@ -142,6 +143,12 @@ def swap_autoencoder(folder):
     (folder / "other/autoencoder").rename(folder / "autoencoder")
 
 
+def swap_restoration(folder):
+    torch.manual_seed(0)
+    other = RestorationModule(latent_channels=8, widths=(16, 16), blocks=(1, 1))
+    other.save_pretrained(folder / "restoration")
+
+
 DAMAGE = {
     "config is garbage": (lambda folder: (folder / "config.json").write_text("{garbage"), "config.json"),
     "config is binary": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json"),
@@ -162,6 +169,7 @@ DAMAGE = {
         lambda folder: shutil.copytree(folder / "restoration", folder / "patch_dit", dirs_exist_ok=True),
         "the patch_dit in",
     ),
+    "network of another model": (swap_restoration, "the restoration in"),
     "unknown network": (
         lambda folder: (folder / "patch_dit/config.json").write_text('{"_class_name": "os"}'),
         "the patch_dit in",

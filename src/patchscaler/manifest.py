@@ -60,13 +60,11 @@ class Manifest:
                 part.unlink()
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Write a record, to the disk itself; keys `output` (a path) and `status` are needed."""
-        line: dict[str, Any] = {
-            **record,
-            "output": os.path.relpath(record["output"], self.folder),
-            "settings": self.settings,
-        }
-        self.records[line["output"]] = line
+        """Write a record, to the disk itself; keys `input` and `status` are needed, `output` if there is to be one."""
+        line: dict[str, Any] = {**record, "settings": self.settings}
+        if "output" in record:
+            line["output"] = os.path.relpath(record["output"], self.folder)
+        self.records[line.get("output", line["input"])] = line
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())

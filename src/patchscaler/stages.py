@@ -58,15 +58,16 @@ class Stages:
     ) -> None:
         self.pipeline, self.tile, self.deterministic = pipeline, tile, deterministic
         self.stride, self.size = pipeline.sampling.stride, pipeline.sampling.patch_size
-        self.with_graphs = memory_limit is None
+        self.memory_limit, self.with_graphs = memory_limit, memory_limit is None
         if memory_limit is not None:
             pipeline.runner.clear()
-        self.spare = _SHARE * spare_memory(pipeline.device, memory_limit)
+        self.spare = spare_memory(pipeline.device, memory_limit)
 
     def encode(self, canvas: Canvas, tick: Tick) -> None:
         """z_LR of the bicubic upsampling, into `canvas.latent`."""
         channels = self.pipeline.autoencoder.latent_channels
-        side = self._side(canvas, self.pipeline.autoencoder.values_per_latent, self._encode_halo)
+        kept = channels * canvas.height * canvas.width
+        side = self._side(canvas, self.pipeline.autoencoder.values_per_latent, self._encode_halo, kept)
         place = canvas.place(side, self.pipeline.device, self.pipeline.dtype)
         if place[0] == self.pipeline.device:
             canvas.planes = canvas.planes.to(self.pipeline.device, non_blocking=True)
@@ -84,7 +85,9 @@ class Stages:
         halo = restoration.halo + dit.stem.halo
         halo = -(-halo // restoration.grid) * restoration.grid
         overlap = self.size - self.stride
-        side = self._side(canvas, restoration.values_per_latent, halo + overlap)
+        channels = dit.config["latent_channels"] + with_condition * dit.config["stem_channels"]
+        kept = channels * canvas.rows * canvas.cols * self.size**2
+        side = self._side(canvas, restoration.values_per_latent, halo + overlap, kept)
         place = canvas.place(side, self.pipeline.device, self.pipeline.dtype)
         canvas.confidence = _empty(canvas, 1, place[0], torch.float32)
         name, part = ("condition", condition_part) if with_condition else ("restore", restore_part)
@@ -243,14 +246,17 @@ class Stages:
 
         return run
 
-    def _side(self, canvas: Canvas, values_per_latent: int, halo: int) -> int:
-        """Side of the tiles: all of a map that fits, else a multiple of the stride."""
+    def _side(self, canvas: Canvas, values_per_latent: int, halo: int, kept: int = 0) -> int:
+        """Side of the tiles: all of a map that fits, else a multiple of the stride; `kept` values wait on the host."""
         whole = -(-max(canvas.height, canvas.width) // self.stride) * self.stride
         if self.pipeline.autoencoder.decode_halo is None:
             return whole
         if self.tile is not None:
             return min(whole, max(1, self.tile // self.stride) * self.stride)
-        latents = self.spare / (values_per_latent * self.pipeline.dtype.itemsize)
+        spare = self.spare  # the device was asked once; what waits there is little
+        if self.pipeline.device.type == "cpu":
+            spare = max(0, spare_memory(self.pipeline.device, self.memory_limit) - 2 * kept)
+        latents = _SHARE * spare / (values_per_latent * self.pipeline.dtype.itemsize)
         if canvas.height * canvas.width <= latents:
             return whole
         return min(whole, max(1, int(latents**0.5 - 2 * halo) // self.stride) * self.stride)

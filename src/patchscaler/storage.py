@@ -61,6 +61,7 @@ def load(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder / 'config.json'} is not the config of a patchscaler model") from error
     for name in NETWORKS:
         parts[name] = _load_network(folder / name, name)
+    _check_fit(folder, parts)
     memory = folder / _MEMORY
     if memory.exists():
         parts["texture_memory"] = ReferenceTextureMemory.load(memory)
@@ -108,6 +109,25 @@ def check_latent_space(memory: ReferenceTextureMemory, autoencoder: nn.Module) -
         )
 
 
+def _check_fit(folder: Path, parts: Mapping[str, Any]) -> None:
+    """Refuse networks of different models in one folder with a ModelError."""
+    autoencoder = parts["autoencoder"]
+    latent = {"latent_channels": autoencoder.latent_channels}
+    fold = {"lr_fold": autoencoder.factor // 4}  # the scale
+    expected = {
+        "restoration": latent | fold,
+        "patch_dit": latent | fold | {"feature_channels": parts["restoration"].config["widths"][0]},
+        "texture_classifier": latent,
+        "texture_encoder": latent | {"prompt_width": parts["patch_dit"].config["prompt_width"]},
+    }
+    for name, values in expected.items():
+        for key, value in values.items():
+            if (found := parts[name].config[key]) != value:
+                raise ModelError(
+                    f"the {name} in {folder / name} is of another model: its {key} is {found}, not {value}"
+                )
+
+
 def _load_network(folder: Path, name: str) -> nn.Module:
     from patchscaler.models.autoencoder import Autoencoder
     from patchscaler.models.kl_autoencoder import KLAutoencoder
@@ -127,6 +147,8 @@ def _load_network(folder: Path, name: str) -> nn.Module:
         kind = json.loads((folder / "config.json").read_text())["_class_name"]
         if kind not in kinds[name]:
             raise ValueError(f"no such network: {kind}")
+        if not any(folder.glob("*.safetensors")):
+            raise ValueError("no safetensors there")
         with _LOADING:
             network = kinds[name][kind].from_pretrained(folder, use_safetensors=True, local_files_only=True)
         if absent := [key for key, value in network.state_dict().items() if value.is_meta]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import pyvips
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -138,7 +137,7 @@ def kept(item: Input, path: Path) -> tuple[int, set[str]]:
     assert (image.width, image.height) == (4 * SIZE[0], 4 * SIZE[1])
     fields = image.get_fields()
     found = set()
-    bits = image.get("bits-per-sample") if "bits-per-sample" in fields else 8
+    bits = int(image.get("bits-per-sample")) if "bits-per-sample" in fields else 8
     if "icc-profile-data" in fields and image.get("icc-profile-data") == pyvips.Image.profile_load("p3"):
         found.add("profile")
     with Image.open(path) as picture:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -68,6 +69,15 @@ def test_a_tree_is_kept_and_a_bad_file_is_named_at_the_end(upscale, tree, tmp_pa
         assert sum(record["groups"].values()) == pytest.approx(1)
     assert found["trip/bad.png"]["status"] == "failed"
     assert "damaged" in found["trip/bad.png"]["error"]
+
+
+def test_what_is_no_picture_stands_in_the_manifest(upscale, tree, tmp_path):
+    (tree / "broken.png").write_text("no picture")
+    assert upscale(tree, "-o", tmp_path / "out").exit_code == 1
+    lines = map(json.loads, (tmp_path / "out" / NAME).read_text().splitlines())
+    (failed,) = (line for line in lines if line["status"] == "failed")
+    assert failed["input"] == str(tree / "broken.png")
+    assert "not a PNG" in failed["error"]
 
 
 def test_without_recursive_folders_below_are_left(upscale, tree, tmp_path):
@@ -155,6 +165,13 @@ def test_dry_run_says_what_it_would_do_and_does_nothing(upscale, tree, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+def test_dry_run_refuses_what_the_run_would_refuse(upscale, tree, tmp_path):
+    shutil.copy(tree / "a.png", tree / "b.png")
+    result = upscale(tree, "-o", tmp_path / "out", "--output-suffix", "png", "--dry-run")
+    assert result.exit_code == 2
+    assert "would both be written to" in result.stderr
+
+
 def test_patterns(upscale, tree, tmp_path):
     result = upscale(tree / "trip" / "[ac].*", "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -213,36 +230,44 @@ def start(model_folder: Path, tree: Path, out: Path) -> subprocess.Popen:
     )
 
 
-def check_after_kill(tree: Path, out: Path) -> None:
-    """Every file under its own name is whole; what the manifest says is there agrees with it."""
-    for name, data in contents(out).items():
-        if not Path(name).name.startswith("."):
-            Image.open(io.BytesIO(data)).load()
+def until_it_works(process: subprocess.Popen, out: Path) -> None:
+    while process.poll() is None and not (out / NAME).exists():
+        time.sleep(0.005)
 
 
 def test_a_run_killed_at_any_moment_goes_on(upscale, model_folder, tree, tmp_path):
+    """PATCHSCALER_KILLS sets how often; whenever a folder is done, the next one is begun."""
     kills = int(os.environ.get("PATCHSCALER_KILLS", "3"))
-    out, expected = tmp_path / "out", tmp_path / "expected"
+    out, whole = tmp_path / "out", tmp_path / "whole"
     for number in range(12):
         shutil.copy(tree / "a.png", tree / f"more {number}.png")
-    upscale(tree, "-o", expected, "-r")
+    process = start(model_folder, tree, whole)
+    until_it_works(process, whole)
     begin = time.monotonic()
-    process = start(model_folder, tree, out)
-    while process.poll() is None and not (out / NAME).exists():
-        time.sleep(0.01)
-    loading = time.monotonic() - begin
-    process.kill()
-    process.wait()
-    for kill in range(kills):
+    assert process.wait() == 1, "one file is damaged"
+    duration = time.monotonic() - begin
+    expected, moments, in_midst = contents(whole), random.Random(0), 0
+    for _ in range(kills):
+        if len(shown(out)) == len(expected):
+            shutil.rmtree(out)
         process = start(model_folder, tree, out)
-        time.sleep(loading * (0.8 + 1.2 * kill / kills))
-        process.send_signal(signal.SIGKILL)
+        until_it_works(process, out)
+        time.sleep(moments.uniform(0, 0.8 * duration))
+        process.kill()
         process.wait()
-        check_after_kill(tree, out)
+        found = shown(out)
+        assert found.items() <= expected.items(), "what has its name is whole"
+        in_midst += 0 < len(found) < len(expected)
     result = upscale(tree, "-o", out, "-r")
     assert result.exit_code == 1
-    assert contents(out) == contents(expected)
-    assert sorted(records(out)) == sorted(records(expected))
+    assert contents(out) == expected
+    assert sorted(records(out)) == sorted(records(whole))
+    assert kills < 20 or in_midst > kills / 4, "most kills came before or after the work"
+
+
+def shown(folder: Path) -> dict[str, bytes]:
+    """The files that do not hide."""
+    return {name: data for name, data in contents(folder).items() if not Path(name).name.startswith(".")}
 
 
 def test_a_watched_folder_is_gone_on_with(model_folder, tree, tmp_path):

@@ -113,6 +113,15 @@ def test_strip_leaves_nothing(upscale, camera_photo, tmp_path, suffix):
     assert not {"EXIF:Model", "EXIF:GPSLatitude"} & set(found)
 
 
+def test_damaged_exif_is_no_word_on_stderr(upscale, tmp_path, recwarn):
+    """A tag that is longer than the block; libraries warn of such things in lines of their own."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0f\x01\x02\0\xff\xff\0\0\x1a\0\0\0\0\0\0\0"
+    Image.new("RGB", (16, 16)).save(tmp_path / "in.jpg", exif=exif)
+    result = upscale(tmp_path / "in.jpg", "-o", tmp_path / "out.tif")
+    assert result.exit_code == 0, result.output
+    assert [warning for warning in recwarn if "PIL" in warning.filename] == []
+
+
 def test_what_a_format_cannot_hold_is_said(upscale, tmp_path):
     image = Image.fromarray(np.full((16, 16), 9, np.uint16))
     image.save(tmp_path / "in.png")

@@ -135,7 +135,9 @@ LONG = (1 << 24).to_bytes(4, "big") + SRGB[4:]
 
 
 @pytest.mark.parametrize(
-    "profile", [b"no profile at all", SRGB[:200], P3, LONG], ids=["text", "cut", "of RGB", "longer than it is"]
+    "profile",
+    [b"no profile at all", SRGB[:200], P3, LONG],
+    ids=["text", "cut", "of RGB", "longer than it is"],
 )
 def test_an_unusable_profile_is_reported(tmp_path, profile):
     mode = "L" if profile == P3 else "RGB"

@@ -72,7 +72,11 @@ def seeds(form: str) -> list[bytes]:
     exif = Image.Exif()
     exif[0x010F], exif[0x0112] = "Pinhole", 6
     exif[0x8769], exif[0x8825] = {0x9003: "2020:02:03 04:05:06"}, {1: "N", 2: (48.0, 12.0, 30.0)}
-    held: dict = {"exif": exif.tobytes(), "icc_profile": SRGB, "xmp": b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"}
+    held: dict = {
+        "exif": exif.tobytes(),
+        "icc_profile": SRGB,
+        "xmp": b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>",
+    }
     small = NOISE.crop((0, 0, 24, 16))
     grey, wide = small.convert("L"), Image.fromarray(np.asarray(small.convert("L")).astype(np.uint16) * 257)
     clear = small.convert("RGBA")
@@ -104,11 +108,15 @@ def mutated(draw: st.DrawFn, form: str) -> bytes:
         kind = draw(st.sampled_from(["flip", "set", "cut", "double", "extreme", "end"]))
         length = draw(st.integers(1, 32))
         if kind == "flip":
-            data[start : start + 1] = bytes(byte ^ 1 << draw(st.integers(0, 7)) for byte in data[start : start + 1])
+            data[start : start + 1] = bytes(
+                byte ^ 1 << draw(st.integers(0, 7)) for byte in data[start : start + 1]
+            )
         elif kind == "set":
             data[start : start + length] = draw(st.binary(min_size=length, max_size=length))
         elif kind == "extreme":
-            data[start : start + 4] = draw(st.sampled_from([b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff"]))
+            data[start : start + 4] = draw(
+                st.sampled_from([b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff"])
+            )
         elif kind == "cut":
             del data[start : start + length]
         elif kind == "double":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -59,6 +60,7 @@ def _root(
     ] = False,
 ) -> None:
     logging.getLogger("pyvips").addHandler(logging.NullHandler())  # what it says arrives as our one line
+    warnings.filterwarnings("ignore", module="PIL")  # of tags it cannot read
 
 
 def main() -> None:

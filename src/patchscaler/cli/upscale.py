@@ -214,6 +214,8 @@ class _Run:
                 failure = {"input": str(source), "status": "failed", "error": str(error)}
                 if self.as_json:
                     print_json(failure)
+                if manifest and source in work.failures:
+                    manifest.add(failure)
         done = len(todo) - len(self.failed)
         bad = len(work.failures) + len(self.failed)
         if bad and len(work.jobs) + len(work.failures) > 1:
@@ -311,6 +313,9 @@ def _standard_streams(
 
 
 def _say(work: Worklist) -> None:
+    from patchscaler.jobs import check_targets
+
+    check_targets(work.jobs)
     for job in work.jobs:
         (width, height), (wide, high) = job.input_size, job.size
         known = " (exists)" if job.output.exists() else ""

@@ -38,7 +38,7 @@ def _open_bmp(path: Path, max_pixels: int) -> pyvips.Image:
         check_size(path, width, height, max_pixels)
         dpi = picture.info.get("dpi")
         mode = {"1": "L", "P": "RGB"}.get(picture.mode, picture.mode)
-        return _image(np.asarray(picture.convert(mode)), {}, dpi)
+        return as_vips(np.asarray(picture.convert(mode)), {}, dpi)
 
 
 def _open_heic(path: Path, max_pixels: int) -> pyvips.Image:
@@ -50,16 +50,17 @@ def _open_heic(path: Path, max_pixels: int) -> pyvips.Image:
     pixels = np.asarray(picture)
     info = picture.info
     fields = {"icc-profile-data": info.get("icc_profile"), "xmp-data": info.get("xmp")}
-    return _image(pixels, fields, None, exif=info.get("exif"))
+    return as_vips(pixels, fields, None, exif=info.get("exif"))
 
 
-def _image(
+def as_vips(
     pixels: np.ndarray, blobs: dict[str, Any], dpi: tuple[float, float] | None, exif: bytes | None = None
 ) -> pyvips.Image:
     """A libvips image of (h, w[, c]) pixels with metadata in the fields its own readers would use."""
     import pyvips
 
-    image = pyvips.Image.new_from_array(np.ascontiguousarray(pixels)).copy_memory()
+    # An array is taken by reference, and `copy_memory` alone would pass it on: `copy` makes it a thing to compute.
+    image = pyvips.Image.new_from_array(np.ascontiguousarray(pixels)).copy().copy_memory()
     wide = pixels.dtype == np.uint16
     kinds = ("grey16", "rgb16") if wide else ("b-w", "srgb")
     image = image.copy(interpretation=kinds[image.bands > 2])

@@ -14,7 +14,7 @@ _VALUES = 8
 """Maps of a block's width that are alive at once, the workspace of convolutions included; measured."""
 
 _IMAGES = 5
-"""Images of the tile at full size that are alive at once beside them, in a network so narrow that they count; measured."""
+"""Images of the tile at full size that are alive at once; they count where a network is narrow; measured."""
 
 
 class Encoder(nn.Sequential):
