@@ -55,6 +55,19 @@ def test_a_deterministic_patch_is_the_same_to_the_bit_in_any_company(pipeline, p
         assert torch.equal(pipeline(image, plan=PLAN, deterministic=True).image, result.image)
 
 
+def test_each_image_of_a_list_may_have_its_own_plan_and_seed(pipeline, photo):
+    images = [photo, photo[:, :40, :33], photo[:, 5:21, 60:90]]
+    plans = [PLAN, Plan.restoration_only(), Plan.uniform(0.5, 3)]
+    seeds = [3, 4, 5]
+    together = pipeline(images, plan=plans, seed=seeds)
+    for image, plan, seed, result in zip(images, plans, seeds, together, strict=True):
+        alone = pipeline(image, plan=plan, seed=seed)
+        assert (result.seed, result.mean_steps) == (seed, plan.paths[0].steps)
+        assert (alone.image - result.image).abs().max() < LEVEL / 10, "batches differ in rounding alone"
+    with pytest.raises(InputError, match="2 plans or seeds for 3 images"):
+        pipeline(images, seed=[1, 2])
+
+
 def test_an_empty_list_gives_an_empty_list(pipeline):
     assert pipeline([]) == []
 

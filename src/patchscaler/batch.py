@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchscaler.errors import DeviceError, InputError, PatchScalerError
-from patchscaler.imaging.alpha import hold_between_neighbours
+from patchscaler.imaging.alpha import alpha_as_grey, alpha_from_grey
 from patchscaler.imaging.difficulty import difficulty_map, group_names
 from patchscaler.imaging.io import (
     OutputOptions,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from patchscaler.result import Progress, ProgressCallback, UpscaleResult
 
 _AHEAD = 2
-"""Photographs read ahead, and results waiting to be written, per device."""
+"""Photographs read ahead, and results waiting to be written, per thread that computes."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,19 @@ class CallOptions:
     texture: bool = True
     deterministic: bool = False
     memory_limit: int | None = None
+    tile: int | None = None
+    budget: float | None = None
+    time_budget: float | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A decoded photograph and what to make of it."""
+
+    job: Job
+    photo: Photo
+    call: CallOptions
+    output: OutputOptions
 
 
 @dataclass(frozen=True)
@@ -99,7 +112,7 @@ def run_jobs(
         if progress is not None and len(pipelines) == 1:
             progress(state)
 
-    def next_job(readers: ThreadPoolExecutor) -> tuple[Job, Future[Photo]] | None:
+    def next_job() -> tuple[Job, Future[Photo]] | None:
         with turn:
             while len(reading) <= _AHEAD and not stop.is_set():
                 job = next(coming, None)
@@ -108,12 +121,10 @@ def run_jobs(
                 reading.append((job, readers.submit(read_photo, job.source)))
             return reading.pop(0) if reading and not stop.is_set() else None
 
-    def finish(
-        job: Job, stack: ExitStack, write: Callable[[], dict[str, Any]], room: threading.Semaphore
-    ) -> None:
+    def finish(job: Job, enlarged: Enlarged, room: threading.Semaphore) -> None:
         try:
-            with stack:
-                outcomes.put(Outcome(job, write()))
+            with enlarged:
+                outcomes.put(Outcome(job, enlarged.write(record)))
         except InputError as error:
             outcomes.put(_failure(job, error))
         except BaseException as error:
@@ -121,12 +132,11 @@ def run_jobs(
         finally:
             room.release()
 
-    def work(
-        load: Callable[[], PatchScalerPipeline], readers: ThreadPoolExecutor, writers: ThreadPoolExecutor
-    ) -> None:
+    def work(load: Callable[[], PatchScalerPipeline], alone: bool) -> None:
+        """Take photographs until none is left; on a GPU a second thread keeps it busy while files are moved."""
         room = threading.Semaphore(_AHEAD)
         try:
-            while (item := next_job(readers)) is not None:
+            while (item := next_job()) is not None:
                 job, coming_photo = item
                 try:
                     photo = coming_photo.result()
@@ -135,15 +145,17 @@ def run_jobs(
                     outcomes.put(_failure(job, error))
                     continue
                 model = load()
+                if alone and model.device.type == "cuda" and call.memory_limit is None:
+                    alone = False
+                    devices.submit(work, load, alone)
                 room.acquire()
-                with ExitStack() as stack:
-                    try:
-                        write = _compute(job, photo, model, call, output, record, watch, stack)
-                    except (InputError, DeviceError) as error:
-                        outcomes.put(_failure(job, error))
-                        room.release()
-                    else:
-                        writers.submit(finish, job, stack.pop_all(), write, room)
+                try:
+                    (enlarged,) = enlarge([Task(job, photo, call, output)], model, watch)
+                except (InputError, DeviceError) as error:
+                    outcomes.put(_failure(job, error))
+                    room.release()
+                else:
+                    writers.submit(finish, job, enlarged, room)
         except _Stop:
             pass
         except BaseException as error:
@@ -151,11 +163,11 @@ def run_jobs(
 
     with (
         ThreadPoolExecutor(2) as readers,
-        ThreadPoolExecutor(2) as writers,
-        ThreadPoolExecutor(len(pipelines)) as devices,
+        ThreadPoolExecutor(2 * _AHEAD) as writers,
+        ThreadPoolExecutor(2 * len(pipelines)) as devices,
     ):
         for load in pipelines:
-            devices.submit(work, load, readers, writers)
+            devices.submit(work, load, True)
         try:
             for _ in jobs:
                 outcome = outcomes.get()
@@ -166,26 +178,47 @@ def run_jobs(
             stop.set()
 
 
-def _compute(
-    job: Job,
-    photo: Photo,
-    model: PatchScalerPipeline,
-    call: CallOptions,
-    output: OutputOptions,
-    record: Callable[[dict[str, Any]], None],
-    progress: ProgressCallback,
-    stack: ExitStack,
-) -> Callable[[], dict[str, Any]]:
-    """Upscale one photograph; what is returned writes it and gives the record."""
-    begin = time.perf_counter()
-    colour = _spool(stack, job, photo.pixels, model.scale)
-    result = model(photo.pixels, out=colour, progress=progress, **asdict(call))
-    alpha = None if photo.alpha is None else _upscale_alpha(model, photo, job, call, progress, stack)
-    facts = _facts(job, model, photo, output, result, call)
+class Enlarged:
+    """An upscaled photograph that waits on disk to be written; leaving its `with` block removes what waits.
 
-    def write() -> dict[str, Any]:
+    Attributes:
+        task: what it was made from.
+        result: how it was made; the image is in a spool beside the output.
+    """
+
+    result: UpscaleResult
+
+    def __init__(self, task: Task, model: PatchScalerPipeline) -> None:
+        self.task, self.model, self.begin = task, model, time.perf_counter()
+        self._stack = ExitStack()
+        photo = task.photo
+        self.colour = self._spool(photo.pixels)
+        self.alpha: Spool | None = None
+        if photo.alpha is not None and photo.alpha.min() < photo.alpha.max():
+            self.alpha = self._spool(alpha_as_grey(photo.alpha))
+
+    def __enter__(self) -> Enlarged:
+        """The photograph itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the spools."""
+        self._stack.close()
+
+    def write(self, record: Callable[[dict[str, Any]], None] = lambda record: None) -> dict[str, Any]:
+        """Write the output, and the difficulty map if the job has one; gives the record.
+
+        Args:
+            record: told of the output when it is complete, just before it appears under its name.
+
+        Raises:
+            InputError: writing fails.
+        """
+        job, photo, model, result = self.task.job, self.task.photo, self.model, self.result
+        facts = _facts(self.task, model, result)
+
         def seal(temporary: Path) -> None:
-            facts["seconds"] = round(time.perf_counter() - begin, 3)
+            facts["seconds"] = round(time.perf_counter() - self.begin, 3)
             facts["bytes"] = temporary.stat().st_size
             facts["sha256"] = _digest(temporary)
             record(facts)
@@ -195,55 +228,86 @@ def _compute(
             write_pixels(
                 job.map, difficulty_map(_eight_bits(photo.pixels), result.confidence, result.groups, patch)
             )
-        write_photo(job.output, colour.image(), alpha, photo, job.size, output, before_rename=seal)
+        colour = self.colour.image()
+        write_photo(job.output, colour, self._alpha(), photo, job.size, self.task.output, before_rename=seal)
         return facts
 
-    return write
+    def _alpha(self) -> pyvips.Image | None:
+        import pyvips
+
+        alpha = self.task.photo.alpha
+        if alpha is None:
+            return None
+        if self.alpha is None:
+            return pyvips.Image.new_from_array(alpha).zoom(self.model.scale, self.model.scale)
+        return alpha_from_grey(self.alpha.image(), alpha)
+
+    def _spool(self, pixels: np.ndarray) -> Spool:
+        height, width, bands = pixels.shape
+        scale, folder = self.model.scale, self.task.job.output.parent
+        try:
+            return self._stack.enter_context(
+                Spool(folder, (scale * height, scale * width, bands), pixels.dtype)
+            )
+        except OSError as error:
+            self._stack.close()
+            raise InputError(f"{folder}: {error.strerror}") from None
 
 
-def _upscale_alpha(
-    model: PatchScalerPipeline,
-    photo: Photo,
-    job: Job,
-    call: CallOptions,
-    progress: ProgressCallback,
-    stack: ExitStack,
-) -> pyvips.Image:
-    """Alpha enlarged by the restoration alone: edges as sharp as the picture's, nothing invented."""
-    import pyvips
+def enlarge(tasks: Sequence[Task], model: PatchScalerPipeline, progress: ProgressCallback) -> list[Enlarged]:
+    """Upscale photographs in one call of the pipeline.
 
+    Args:
+        tasks: what to make; their calls differ in plan and seed alone.
+        model: the pipeline.
+        progress: told how far the call is; what it raises ends the call.
+
+    Returns:
+        Each photograph, to be written and closed.
+
+    Raises:
+        Whatever the pipeline raises; nothing is left behind.
+    """
     from patchscaler.sampling.grouping import Plan
 
-    assert photo.alpha is not None
-    if photo.alpha.min() == photo.alpha.max():
-        return pyvips.Image.new_from_array(photo.alpha).zoom(model.scale, model.scale)
-    grey = np.repeat(photo.alpha[..., None], 3, axis=2)
-    spool = _spool(stack, job, grey, model.scale)
-    options = {**asdict(call), "plan": Plan.restoration_only()}
-    model(grey, out=spool, progress=progress, **options)
-    upscaled = spool.image().bandmean().rint().cast("ushort" if grey.dtype == np.uint16 else "uchar")
-    return hold_between_neighbours(upscaled, photo.alpha)
-
-
-def _spool(stack: ExitStack, job: Job, pixels: np.ndarray, scale: int) -> Spool:
-    height, width, bands = pixels.shape
-    try:
-        return stack.enter_context(
-            Spool(job.output.parent, (scale * height, scale * width, bands), pixels.dtype)
+    options = {key: value for key, value in asdict(tasks[0].call).items() if key not in ("plan", "seed")}
+    with ExitStack() as undo:
+        done = [undo.enter_context(Enlarged(task, model)) for task in tasks]
+        results = model(
+            [task.photo.pixels for task in tasks],
+            plan=[task.call.plan for task in tasks],
+            seed=[task.call.seed for task in tasks],
+            out=[one.colour for one in done],
+            progress=progress,
+            **options,
         )
-    except OSError as error:
-        raise InputError(f"{job.output.parent}: {error.strerror}") from None
+        for one, result in zip(done, results, strict=True):
+            one.result = result
+        transparent = [
+            (one.task.photo.alpha, one.alpha)
+            for one in done
+            if one.task.photo.alpha is not None and one.alpha is not None
+        ]
+        if transparent:
+            # By the restoration alone: edges as sharp as the picture's, nothing invented.
+            model(
+                [alpha_as_grey(alpha) for alpha, _ in transparent],
+                plan=Plan.restoration_only(),
+                out=[spool for _, spool in transparent],
+                progress=progress,
+                **options,
+            )
+        undo.pop_all()
+    return done
 
 
-def _facts(
-    job: Job,
-    model: PatchScalerPipeline,
-    photo: Photo,
-    output: OutputOptions,
-    result: UpscaleResult,
-    call: CallOptions,
-) -> dict[str, Any]:
-    names = group_names(len(model.plans[call.plan].paths))
+def _facts(task: Task, model: PatchScalerPipeline, result: UpscaleResult) -> dict[str, Any]:
+    job, call = task.job, task.call
+    budgeted = call.budget is not None or call.time_budget is not None
+    if budgeted:
+        names = tuple(f"{path.steps} steps" for path in model.plans["best"].ladder())
+    else:
+        names = group_names(len(model.plans[call.plan].paths))
     return {
         "input": str(job.source),
         "status": "done",
@@ -252,14 +316,14 @@ def _facts(
         "source": source_mark(job.source),
         "input_size": list(job.input_size),
         "output_size": list(job.size),
-        "quality": call.plan,
+        "quality": None if budgeted else call.plan,
         "seed": result.seed,
         "groups": dict(zip(names, result.group_shares(len(names)), strict=True)),
         "mean_steps": result.mean_steps,
         "timings": result.timings,
         "device": str(model.device),
         "weights": model.fingerprint,
-        "not_kept": list(output_losses(photo, job.output, output)),
+        "not_kept": list(output_losses(task.photo, job.output, task.output)),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -29,8 +30,9 @@ from patchscaler.result import ProgressCallback, UpscaleResult
 from patchscaler.runtime.clock import Clock
 from patchscaler.runtime.device import resolve_device, resolve_dtype
 from patchscaler.runtime.memory import out_of_memory_in_one_line
+from patchscaler.runtime.runner import Runner
 from patchscaler.sampling.grouping import Path as ShortcutPath
-from patchscaler.sampling.grouping import Plan, assign, patch_quality
+from patchscaler.sampling.grouping import Plan, assign, patch_quality, spend
 from patchscaler.sampling.schedule import Shortcut
 from patchscaler.stages import Stages
 from patchscaler.texture_memory import ReferenceTextureMemory
@@ -72,6 +74,7 @@ class PatchScalerPipeline:
 
     Attributes:
         folder: where the weights were read from, if they were.
+        runner: runs the networks; shared with pipelines of the same networks.
     """
 
     scale = SCALE
@@ -101,6 +104,7 @@ class PatchScalerPipeline:
         self.folder: Path | None = None
         for network in self.networks.values():
             network.eval().requires_grad_(False)
+        self.runner = Runner(self.device)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -114,6 +118,7 @@ class PatchScalerPipeline:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        compile: bool = False,
     ) -> PatchScalerPipeline:
         """Load a model.
 
@@ -121,6 +126,7 @@ class PatchScalerPipeline:
             source: a folder that `save_pretrained` wrote, a hub id, or None for the bundled weights.
             device: where to run; None takes the first GPU, else the CPU.
             dtype: precision; None takes fp16 on a GPU and fp32 on the CPU.
+            compile: compile the networks with torch.compile when they are first called; see `Runner`.
 
         Raises:
             ModelError: nothing there, or what is there is broken or of another kind.
@@ -135,6 +141,7 @@ class PatchScalerPipeline:
             raise ModelError(f"{folder / 'config.json'} has other sampling settings: {error}") from error
         pipeline = cls(**parts)
         pipeline.folder = folder
+        pipeline.runner.compile = compile
         return pipeline.to(place, resolve_dtype(dtype, place))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -154,6 +161,7 @@ class PatchScalerPipeline:
             nn.Module.to(network, device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.texture_memory is not None:
             self.texture_memory = self.texture_memory.to(device, dtype)
+        self.runner.reset(self.device)
         return self
 
     @property
@@ -183,22 +191,25 @@ class PatchScalerPipeline:
         self,
         images: Any,
         *,
-        plan: str | Plan = "balanced",
-        seed: int = 0,
+        plan: str | Plan | Sequence[str | Plan] = "balanced",
+        seed: int | Sequence[int] = 0,
         texture: bool = True,
         progress: ProgressCallback | None = None,
         deterministic: bool = False,
         out: Sequence[Any] | Any = None,
         tile: int | None = None,
         memory_limit: int | None = None,
+        budget: float | None = None,
+        time_budget: float | None = None,
     ) -> Any:
         """Upscale an image, or a list of images of any sizes, by 4.
 
         Args:
             images: PIL images, uint8 or uint16 arrays (h, w, 3) or float tensors (3, h, w) in [0, 1]; sides of 8
                 or more.
-            plan: a name in `plans`, or a plan.
-            seed: fixes the noise; a patch's noise depends on it and on the patch's position only.
+            plan: a name in `plans`, or a plan; or a list with one of them for each image.
+            seed: fixes the noise; a patch's noise depends on it and on the patch's position only. Or a list
+                with one for each image.
             texture: retrieve texture prompts; without, every patch gets the learned null prompt.
             progress: told how far each stage is.
             deterministic: give each patch the same result to the bit in any company.
@@ -207,50 +218,66 @@ class PatchScalerPipeline:
             tile: side of the tiles that an image is processed in, output pixels; None takes the largest that
                 fit in memory, a whole image if it can. Results differ by rounding alone.
             memory_limit: bytes that this process may hold on the device (on the CPU: in all).
+            budget: mean steps a patch of each image may take at most: they are spent on its hardest patches first,
+                on the paths of `best`, or of `plan` if that is a plan of your own. 0 restores only.
+            time_budget: seconds that the call should take: the budget that fits is found by a trial. Restoring
+                is always done, whatever it takes.
 
         Returns:
             `UpscaleResult`, or a list of them for a list.
 
         Raises:
-            InputError: an image of another kind or too small, or no such plan.
+            InputError: an image of another kind or too small, no such plan, more or fewer plans or seeds than
+                images, or a budget below 0.
             DeviceError: memory ran out in the smallest tile.
         """
         if not isinstance(images, Sequence):
             options: dict[str, Any] = {
                 "plan": plan, "seed": seed, "texture": texture, "progress": progress,
                 "deterministic": deterministic, "tile": tile, "memory_limit": memory_limit,
+                "budget": budget, "time_budget": time_budget,
             }  # fmt: skip
             return self([images], out=None if out is None else [out], **options)[0]
-        chosen = self._plan(plan)
+        begin = time.perf_counter()
+        chosen = [self._plan(one) for one in _for_each(plan, len(images))]
+        if budget is not None or time_budget is not None:
+            named = [isinstance(one, str) for one in _for_each(plan, len(images))]
+            chosen = [self.plans["best"] if name else own for name, own in zip(named, chosen, strict=True)]
+        if not min(budget or 0, time_budget or 0) >= 0:
+            raise InputError("a budget cannot be negative")
         if not images:
             return []
         clock = Clock(self.device, progress)
-        stages = Stages(self, None if tile is None else -(-tile // self.autoencoder.factor), memory_limit)
+        side = None if tile is None else -(-tile // self.autoencoder.factor)
+        stages = Stages(self, side, memory_limit, deterministic=deterministic)
 
         # 1. Encode the bicubic upsampling of each image, padded to whole patches: z_LR.
-        canvases = [self._canvas(image) for image in images]
+        seeds = _for_each(seed, len(images))
+        canvases = [self._canvas(image, own) for image, own in zip(images, seeds, strict=True)]
         area = sum(canvas.height * canvas.width for canvas in canvases)
         with clock.stage("encode", area) as tick:
             for canvas in canvases:
                 stages.encode(canvas, tick)
 
         # 2. Restore: coarse latent y_0, confidence C, and what the denoiser knows of each patch.
-        sampled = any(path.steps for path in chosen.paths)
         with clock.stage("restore", sum(c.rows * c.cols * c.stride**2 for c in canvases)) as tick:
-            for canvas in canvases:
-                stages.restore(canvas, tick, with_condition=sampled)
+            for canvas, own in zip(canvases, chosen, strict=True):
+                stages.restore(canvas, tick, with_condition=budget != 0 and own.samples)
 
         # 3. Sort all patches of all images into groups by confidence; each group has its path (T, N).
-        groups = [self._groups(canvas, chosen) for canvas in canvases]
-        group = torch.cat([part.flatten() for part in groups])
-        starts = torch.tensor([path.timestep for path in chosen.paths])[group]
-        steps = torch.tensor([path.steps for path in chosen.paths])[group]
+        if time_budget is not None and budget != 0 and any(own.samples for own in chosen):
+            most = stages.affordable(canvases, begin + time_budget, texture=texture)
+            budget = most if budget is None else min(budget, most)
+        groups = [self._groups(canvas, own, budget) for canvas, own in zip(canvases, chosen, strict=True)]
+        paths = [own.paths if budget is None else own.ladder() for own in chosen]
+        sorted_by = list(zip(groups, paths, strict=True))
+        starts = [torch.tensor([path.timestep for path in own])[group] for group, own in sorted_by]
+        steps = [torch.tensor([path.steps for path in own])[group] for group, own in sorted_by]
 
         # 4. Noise y_0 to T and take N steps back, all patches in packed loops.
-        with clock.stage("sample", int(steps.sum())) as tick:
-            stages.sample(
-                canvases, starts, steps, tick, seed=seed, texture=texture, deterministic=deterministic
-            )
+        start, count = (torch.cat([part.flatten() for part in parts]) for parts in (starts, steps))
+        with clock.stage("sample", int(count.sum())) as tick:
+            stages.sample(canvases, start, count, tick, texture=texture)
 
         # 5. Put the patches together and decode.
         results = out or [
@@ -262,16 +289,19 @@ class PatchScalerPipeline:
                 stages.decode(canvas, result, tick)
 
         # 6. Give back the kind of image that was passed in, with the record of how it was made.
+        timings = clock.read()
         return [
             UpscaleResult(
                 image=Image.fromarray(result) if out is None and isinstance(like, Image.Image) else result,
                 confidence=self._confidence(canvas),
-                groups=part.to(torch.int8).numpy(),
-                steps=torch.tensor([path.steps for path in chosen.paths], dtype=torch.int16)[part].numpy(),
-                timings=clock.seconds,
-                seed=seed,
+                groups=group.to(torch.int8).numpy(),
+                steps=taken.to(torch.int16).numpy(),
+                timings=timings,
+                seed=canvas.seed,
             )
-            for like, canvas, part, result in zip(images, canvases, groups, results, strict=True)
+            for like, canvas, group, taken, result in zip(
+                images, canvases, groups, steps, results, strict=True
+            )
         ]
 
     def encode(self, images: Tensor) -> Tensor:
@@ -309,16 +339,17 @@ class PatchScalerPipeline:
             raise InputError(f"no quality {plan!r}; this model has {', '.join(self.plans)}")
         return self.plans[plan]
 
-    def _canvas(self, image: Any) -> Canvas:
+    def _canvas(self, image: Any, seed: int) -> Canvas:
         planes = to_planes(image, MIN_SIDE)
         return Canvas(
-            planes, self.sampling.patch_size, self.sampling.stride, self.autoencoder.factor // SCALE
+            planes, self.sampling.patch_size, self.sampling.stride, self.autoencoder.factor // SCALE, seed
         )
 
-    def _groups(self, canvas: Canvas, plan: Plan) -> Tensor:
-        """The group of each patch of one image (rows, cols), on the host."""
-        quality = patch_quality(canvas.confidence, canvas.patch_size, canvas.stride)
-        return assign(quality, plan.thresholds).cpu().view(canvas.rows, canvas.cols)
+    def _groups(self, canvas: Canvas, plan: Plan, budget: float | None) -> Tensor:
+        """The group of each patch of one image (rows, cols), on the host; with a budget the rung of its ladder."""
+        quality = patch_quality(canvas.confidence, canvas.patch_size, canvas.stride).cpu()
+        group = assign(quality, plan.thresholds) if budget is None else spend(quality, plan, budget)
+        return group.view(canvas.rows, canvas.cols)
 
     def _confidence(self, canvas: Canvas) -> Any:
         height, width = (-(-side // canvas.lr_per_latent) for side in canvas.size)
@@ -352,8 +383,16 @@ class PatchScalerPipeline:
             plans=self.plans,
             card=self.card,
         )
-        other.folder = self.folder
+        other.folder, other.runner = self.folder, self.runner
         return other
+
+
+def _for_each(value: Any, count: int) -> list[Any]:
+    """A list of `count` values: those of a list, or the same for all."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * count
+    if len(values) != count:
+        raise InputError(f"{len(values)} plans or seeds for {count} images; give one, or one for each image")
+    return values
 
 
 def _untuned() -> Plan:

@@ -32,9 +32,23 @@ def test_plans_are_written_into_the_model_and_the_tables_shown(run, model, folde
     assert list(plans) == ["fast", "balanced", "best"]
     assert all(len(plan["paths"]) == 3 for plan in plans.values())
     text = report.read_text()
-    assert text.strip() == result.stdout.strip()
+    assert text.startswith(result.stdout.strip())
+    assert "](paths.svg)" in text
+    assert (tmp_path / "reports" / "paths.svg").read_text().startswith("<svg")
     for words in ("| T | N |", "| 0.43 | 1 |", "| 0.9 | 4 |", "| balanced |"):
         assert words in text
+
+
+def test_paths_can_be_chosen(run, model, folders):
+    words = ("calibrate", *folders, "--model", model, "--device", "cpu")
+    result = run(*words, "--paths", "0.5:1,0.8:3")
+    assert result.exit_code == 0, result.output
+    assert "| 0.8 | 3 |" in result.stdout
+    assert "| 0.9 |" not in result.stdout
+    for paths in ("0.5", "0.5:1.5", "2:1", "0.5:0", ""):
+        result = run(*words, "--paths", paths)
+        assert result.exit_code == 2
+        assert "path" in result.stderr
 
 
 @pytest.mark.parametrize(

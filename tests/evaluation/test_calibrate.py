@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from patchscaler.errors import InputError
-from patchscaler.evaluation.calibrate import Calibration, calibrate, read_pairs, to_markdown
+from patchscaler.evaluation.calibrate import Calibration, calibrate, held_out, read_pairs, to_markdown
 from patchscaler.sampling.grouping import Path, Plan, assign
 
 CANDIDATES = (Path(0.43, 1), Path(0.9, 1), Path(0.9, 2))
@@ -120,7 +120,7 @@ def test_the_report_has_a_row_for_every_path_and_plan(measured):
         (row,) = [line for line in lines if line.startswith(f"| {path.timestep} | {path.steps} |")]
         assert f"{float(distance.mean()):.4f}" in row
     for row in measured.comparison:
-        (line,) = [line for line in lines if line.startswith(f"| {row['plan']} |")]
+        line, *_ = [line for line in lines if line.startswith(f"| {row['plan']} |")]
         assert f"{row['uniform']:.4f}" in line
     assert {line.count("|") for line in lines[: len(measured.distance) + 2]} == {7}
 
@@ -144,3 +144,13 @@ def test_pairs_that_cannot_be_read_are_refused(folders, content, reason):
             file.write_bytes(content)
     with pytest.raises(InputError, match=reason):
         read_pairs(folders.lr, folders.hr)
+
+
+def test_held_out_gains_are_found_where_confidence_knows_them():
+    """Hard patches gain from steps and simple ones lose by them, in every image."""
+    generator = torch.Generator().manual_seed(2)
+    quality = torch.rand(120, generator=generator)
+    distance = {NOTHING: torch.ones(120), Path(0.9, 2): 0.5 + quality}
+    variance, image = torch.rand(120, generator=generator), torch.arange(120) // 10
+    gaps = held_out(Calibration(quality, distance, variance, image))["best"]
+    assert all(gap.high < -0.05 for gap in gaps.values())

@@ -13,7 +13,9 @@ from patchscaler._version import __version__
 from patchscaler.cli.calibrate import calibrate
 from patchscaler.cli.evaluate import evaluate
 from patchscaler.cli.info import info
+from patchscaler.cli.serve import serve
 from patchscaler.cli.train import train
+from patchscaler.cli.ui import ui
 from patchscaler.cli.upscale import upscale
 from patchscaler.errors import PatchScalerError
 
@@ -41,7 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="PatchScaler: super-resolution x4 that spends its diffusion steps where the image is hard.",
 )
-for _command in (upscale, info, evaluate, train, calibrate):
+for _command in (upscale, ui, serve, info, evaluate, train, calibrate):
     app.command()(_command)
 
 

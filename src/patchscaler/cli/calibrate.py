@@ -20,7 +20,14 @@ def calibrate(
         Path, typer.Option(metavar="FOLDER", help="Model to calibrate; the plans are written into it.")
     ],
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Markdown file for the measured tables.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Markdown file for the measured tables; the chart goes beside it."),
+    ] = None,
+    paths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T:N,...", help="Paths to try: where they start and their steps; 9 if not given."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many images only.")] = None,
     device: DeviceOption = "auto",
@@ -31,18 +38,21 @@ def calibrate(
     if report is not None and report.is_dir():
         raise InputError(f"{report} is a folder; --report names a file")
 
+    from patchscaler.evaluation.calibrate import CANDIDATES, parse_paths, read_pairs, to_chart, to_markdown
     from patchscaler.evaluation.calibrate import calibrate as measure
-    from patchscaler.evaluation.calibrate import read_pairs, to_markdown
     from patchscaler.pipeline import PatchScalerPipeline
     from patchscaler.storage import write_plans
 
+    candidates = CANDIDATES if paths is None else parse_paths(paths)
     pairs = read_pairs(lr_dir, hr_dir, limit)
     pipeline = PatchScalerPipeline.from_pretrained(model.absolute(), device=device, dtype=dtype.value)
     with counting_bar("paths") as progress:
-        measured = measure(pipeline, pairs, seed=seed, progress=progress)
+        measured = measure(pipeline, pairs, candidates=candidates, seed=seed, progress=progress)
     write_plans(model, measured.plans)
     tables = to_markdown(measured)
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(tables, encoding="utf-8")
+        chart = report.with_suffix(".svg")
+        chart.write_text(to_chart(measured), encoding="utf-8")
+        report.write_text(f"{tables}\n![Quality against cost]({chart.name})\n", encoding="utf-8")
     typer.echo(tables)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 import time
@@ -15,6 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+    from patchscaler.pipeline import PatchScalerPipeline
     from patchscaler.result import Progress
 
 
@@ -46,6 +48,20 @@ DtypeOption = Annotated[
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Fixes the noise, and with it the result.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
+
+
+def load_pipeline(
+    model: str | None, device: str, dtype: str, *, compiled: bool = False
+) -> Callable[[], PatchScalerPipeline]:
+    """A function that loads a pipeline when it is first called."""
+
+    @functools.cache
+    def load() -> PatchScalerPipeline:
+        from patchscaler.pipeline import PatchScalerPipeline
+
+        return PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype, compile=compiled)
+
+    return load
 
 
 def warn(message: str) -> None:

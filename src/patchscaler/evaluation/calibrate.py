@@ -13,10 +13,13 @@ from math import isnan
 from pathlib import Path as FilePath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from patchscaler.errors import InputError
+from patchscaler.evaluation import metrics, tradeoff
+from patchscaler.evaluation.chart import line_chart
 from patchscaler.evaluation.files import check_size, common_stems, find_images, read_image
 from patchscaler.evaluation.metrics import DeepFeatureDistance
 from patchscaler.imaging.tensors import to_tensor
@@ -36,12 +39,16 @@ class Calibration:
     Attributes:
         quality: mean confidence (n,) of every validation patch.
         distance: deep feature distance (n,) of every patch, by path.
+        variance: of the LR pixels under every patch (n,).
+        image: number of the image (n,) that every patch is of.
         plans: the chosen plan of each named quality.
         comparison: mean distance at equal mean steps of PGS, uniform, shuffled confidence and LR variance.
     """
 
     quality: Tensor
     distance: dict[Path, Tensor]
+    variance: Tensor
+    image: Tensor
     plans: dict[str, Plan] = field(default_factory=dict)
     comparison: list[dict[str, Any]] = field(default_factory=list)
 
@@ -79,7 +86,9 @@ def calibrate(
     judge = DeepFeatureDistance().to(pipeline.device)
     truth = [unfold(hr[None].to(pipeline.device), pixels, pixels) for _, hr in pairs]
     nothing = Path(1.0, 0)
-    measured = Calibration(torch.empty(0), {})
+    variance = [_lr_variance(lr, pixels // SCALE) for lr, _ in pairs]
+    image = torch.cat([torch.full((len(own),), number) for number, own in enumerate(variance)])
+    measured = Calibration(torch.empty(0), {}, torch.cat(variance), image)
     for done, path in enumerate((nothing, *candidates)):
         plan = Plan((), (path,))
         distances, qualities = [], []
@@ -94,9 +103,8 @@ def calibrate(
         if progress is not None:
             progress(done + 1, len(candidates) + 1)
     for name, keep in KEEP.items():
-        measured.plans[name] = _choose(measured, shares, keep)
-    variance = torch.cat([_lr_variance(lr, pixels // SCALE) for lr, _ in pairs])
-    measured.comparison = [_compare(name, plan, measured, variance) for name, plan in measured.plans.items()]
+        measured.plans[name] = choose(measured, shares, keep)
+    measured.comparison = [_compare(name, plan, measured) for name, plan in measured.plans.items()]
     return measured
 
 
@@ -118,7 +126,42 @@ def to_markdown(measured: Calibration) -> str:
     for row in measured.comparison:
         figures = " | ".join(f"{row[key]:.4f}" for key in ("pgs", "uniform", "shuffled", "lr_variance"))
         lines.append(f"| {row['plan']} | {row['steps']:.2f} | {figures} |")
-    return "\n".join(lines) + "\n"
+    if measured.image.max() > 0:
+        lines += [
+            "",
+            "PGS less the others, on images that did not choose its paths (negative is better):",
+            "",
+        ]
+        lines += ["| plan | uniform | shuffled | LR variance |", "|---|---|---|---|"]
+        for name, gaps in held_out(measured).items():
+            cells = [f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" for gap in gaps.values()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    found = tradeoff.curves(measured.distance, measured.quality, measured.variance)
+    return "\n".join(lines) + "\n\n" + tradeoff.to_markdown(found)
+
+
+def to_chart(measured: Calibration) -> str:
+    """Quality against cost as an SVG picture."""
+    found = tradeoff.curves(measured.distance, measured.quality, measured.variance)
+    points = {name: [(point.steps, point.distance) for point in curve] for name, curve in found.items()}
+    return line_chart(points, "mean steps a patch", "deep feature distance, lower is better")
+
+
+def parse_paths(text: str) -> tuple[Path, ...]:
+    """Paths of a list such as "0.43:1,0.9:2", each T and N.
+
+    Raises:
+        InputError: it is not written so, or T is not in (0, 1], or N is under 1.
+    """
+    try:
+        pairs = [word.split(":") for word in text.split(",")]
+        paths = tuple(Path(float(timestep), int(steps)) for timestep, steps in pairs)
+    except ValueError:
+        raise InputError(f"paths are written as T:N,T:N, such as 0.43:1,0.9:2, not {text!r}") from None
+    for path in paths:
+        if not 0 < path.timestep <= 1 or path.steps < 1:
+            raise InputError(f"{path.timestep:g}:{path.steps} is no path: T is in (0, 1], N is 1 or more")
+    return paths
 
 
 def read_pairs(lr_dir: FilePath, hr_dir: FilePath, limit: int | None = None) -> list[tuple[Tensor, Tensor]]:
@@ -136,7 +179,8 @@ def read_pairs(lr_dir: FilePath, hr_dir: FilePath, limit: int | None = None) -> 
     return pairs
 
 
-def _choose(measured: Calibration, shares: Sequence[float], keep: float) -> Plan:
+def choose(measured: Calibration, shares: Sequence[float], keep: float) -> Plan:
+    """The plan whose groups take the cheapest path that keeps this share of their best gain."""
     nothing = Path(1.0, 0)
     plan = Plan.by_quantiles(measured.quality, shares, [nothing] * len(shares))
     groups = assign(measured.quality, plan.thresholds)
@@ -153,36 +197,73 @@ def _choose(measured: Calibration, shares: Sequence[float], keep: float) -> Plan
     return Plan(plan.thresholds, tuple(paths))
 
 
-def _compare(name: str, plan: Plan, measured: Calibration, variance: Tensor) -> dict[str, Any]:
-    """Mean distance when the same numbers of patches take each path, chosen by different orders of difficulty."""
+def held_out(
+    measured: Calibration, shares: Sequence[float] = SHARES, keep: Mapping[str, float] = KEEP
+) -> dict[str, dict[str, metrics.Interval]]:
+    """Distance of PGS less that of its rivals at equal mean steps, on images that chose none of the paths.
+
+    Plans are chosen on every other image and judged on the rest, both ways round; intervals by resampling images.
+
+    Returns:
+        For each quality the interval against `uniform`, `shuffled` and `lr_variance`; negative is better.
+    """
+    images = int(measured.image.max()) + 1
+    found = {}
+    for name, share in keep.items():
+        gaps: dict[str, list[float]] = {}
+        for half in (0, 1):
+            mine, other = (_part(measured, measured.image % 2 == side) for side in (half, 1 - half))
+            plan = choose(other, shares, share)
+            values = _rivals(plan, mine, other)
+            for number in range(half, images, 2):
+                own = mine.image == number
+                for rival in ("uniform", "shuffled", "lr_variance"):
+                    gap = float((values["pgs"][own] - values[rival][own]).mean())
+                    gaps.setdefault(rival, []).append(gap)
+        found[name] = {
+            rival: metrics.paired_bootstrap(np.array(gap), np.zeros(len(gap))) for rival, gap in gaps.items()
+        }
+    return found
+
+
+def _part(measured: Calibration, where: Tensor) -> Calibration:
+    distance = {path: values[where] for path, values in measured.distance.items()}
+    return Calibration(measured.quality[where], distance, measured.variance[where], measured.image[where])
+
+
+def _compare(name: str, plan: Plan, measured: Calibration) -> dict[str, Any]:
+    values = {rival: float(each.mean()) for rival, each in _rivals(plan, measured, measured).items()}
     groups = assign(measured.quality, plan.thresholds)
-    by_variance = groups.sort().values[variance.argsort().argsort()]
+    return {"plan": name, "steps": float(_steps_of(plan, groups).mean()), **values}
+
+
+def _rivals(plan: Plan, measured: Calibration, chosen_on: Calibration) -> dict[str, Tensor]:
+    """Distance of every patch when as many take each path, chosen by different orders of difficulty."""
+    groups = assign(measured.quality, plan.thresholds)
+    by_variance = groups.sort().values[measured.variance.argsort().argsort()]
     shuffled = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(0))]
-    steps = float(torch.tensor([path.steps for path in plan.paths]).float()[groups].mean())
+    table = torch.stack([measured.distance[path] for path in plan.paths])
     return {
-        "plan": name,
-        "steps": steps,
-        "pgs": _mean_distance(measured, plan, groups),
-        "uniform": _uniform_at(measured, steps),
-        "shuffled": _mean_distance(measured, plan, shuffled),
-        "lr_variance": _mean_distance(measured, plan, by_variance),
+        "pgs": table.gather(0, groups[None])[0],
+        "uniform": _uniform_at(float(_steps_of(plan, groups).mean()), measured, chosen_on),
+        "shuffled": table.gather(0, shuffled[None])[0],
+        "lr_variance": table.gather(0, by_variance[None])[0],
     }
 
 
-def _uniform_at(measured: Calibration, steps: float) -> float:
-    """The best uniform sampling at `steps` mean steps: the nearest step counts below and above, mixed."""
-    best: dict[int, float] = {}
-    for path, distance in measured.distance.items():
-        best[path.steps] = min(best.get(path.steps, float("inf")), float(distance.mean()))
+def _steps_of(plan: Plan, groups: Tensor) -> Tensor:
+    return torch.tensor([path.steps for path in plan.paths]).float()[groups]
+
+
+def _uniform_at(steps: float, measured: Calibration, chosen_on: Calibration) -> Tensor:
+    """Uniform sampling at `steps` mean steps: the best paths of the step counts below and above, mixed."""
+    best: dict[int, Path] = {}
+    for path in sorted(chosen_on.distance, key=lambda path: float(chosen_on.distance[path].mean())):
+        best.setdefault(path.steps, path)
     below = max(count for count in best if count <= steps)
     above = min(count for count in best if count >= steps)
     share = 0.0 if above == below else (steps - below) / (above - below)
-    return best[below] * (1 - share) + best[above] * share
-
-
-def _mean_distance(measured: Calibration, plan: Plan, groups: Tensor) -> float:
-    table = torch.stack([measured.distance[path] for path in plan.paths])
-    return float(table.gather(0, groups[None]).mean())
+    return measured.distance[best[below]] * (1 - share) + measured.distance[best[above]] * share
 
 
 def _lr_variance(lr: Tensor, size: int) -> Tensor:

@@ -34,6 +34,17 @@ def extend_colour(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.where(alpha[..., None] > 0, pixels, filled.round().astype(pixels.dtype))
 
 
+def alpha_as_grey(alpha: np.ndarray) -> np.ndarray:
+    """Alpha (h, w) as the picture (h, w, 3) that the networks see."""
+    return np.repeat(alpha[..., None], 3, axis=2)
+
+
+def alpha_from_grey(upscaled: pyvips.Image, alpha: np.ndarray) -> pyvips.Image:
+    """What the networks made of `alpha_as_grey(alpha)` as one band of the same depth, held as described above."""
+    band = upscaled.bandmean().rint().cast("ushort" if alpha.dtype == np.uint16 else "uchar")
+    return hold_between_neighbours(band, alpha)
+
+
 def hold_between_neighbours(upscaled: pyvips.Image, alpha: np.ndarray) -> pyvips.Image:
     """Alpha as upscaled, one band, clipped to the range of the 3x3 input pixels around each place."""
     import pyvips

@@ -32,6 +32,7 @@ class Canvas:
         patch_size: side of a patch in latents.
         stride: step from patch to patch in latents.
         lr_per_latent: side of the block of LR pixels that one latent covers.
+        seed: of the noise of its patches.
 
     Attributes:
         height, width: of the latent map, which whole patches cover.
@@ -45,8 +46,10 @@ class Canvas:
     confidence: Tensor
     patches: Tensor
 
-    def __init__(self, planes: Tensor, patch_size: int, stride: int, lr_per_latent: int) -> None:
-        self.planes = planes
+    def __init__(
+        self, planes: Tensor, patch_size: int, stride: int, lr_per_latent: int, seed: int = 0
+    ) -> None:
+        self.planes, self.seed = planes, seed
         self.patch_size, self.stride, self.lr_per_latent = patch_size, stride, lr_per_latent
         self.height, self.width = (
             padded_side(-(-side // lr_per_latent), patch_size, stride) for side in planes.shape[1:]
@@ -128,7 +131,6 @@ class Spool:
         offset = rows.start * width * bands * self.dtype.itemsize
         band = np.memmap(self.path, self.dtype, "r+", offset, (rows.stop - rows.start, width, bands))
         band[:, cols] = values
-        band.flush()
 
     def image(self) -> pyvips.Image:
         """The pixels as a libvips image of sRGB."""
