@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def serve(pipe: Any, model: str | None, device: str, batch: int) -> None:
-    """The service; the eighth call of its pipeline fails."""
+    """The service; the fourth call of its pipeline fails."""
     import uvicorn
 
     from patchscaler import PatchScalerPipeline
@@ -119,7 +119,7 @@ def serve(pipe: Any, model: str | None, device: str, batch: int) -> None:
     from patchscaler.service.upscaler import Upscaler
 
     def load_failing() -> Any:
-        return FailingOnce(PatchScalerPipeline.from_pretrained(model, device=device), 8)
+        return FailingOnce(PatchScalerPipeline.from_pretrained(model, device=device), 4)
 
     metrics = Metrics()
     upscaler = Upscaler(load_failing, Limits(waiting=24, job_seconds=3600, batch_jobs=batch), metrics)
