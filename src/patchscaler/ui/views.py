@@ -103,7 +103,7 @@ def progress_lines(job: UpscaleJob, before: int, latents: int) -> str:
     else:
         current, share = STAGES.index(progress.stage), progress.done / max(1, progress.total)
         if progress.stage == "sample":
-            what = f"{progress.done} of {progress.total} steps of patches"
+            what = f"{progress.done} of {progress.total} patch steps"
         else:
             what = f"{progress.done // latents} of {progress.total // latents} patches"
     steps = "".join(
@@ -147,7 +147,7 @@ def group_lines(result: UpscaleResult, names: tuple[str, ...]) -> str:
         share = 100 * float(inside.mean())
         steps = f", {float(result.steps[inside].mean()):.3g} steps" if inside.any() else ""
         bar.append(f'<i style="width:{share:.2f}%;{colour}"></i>')
-        legend.append(f'<span><i style="{colour}"></i>{name}: {share:.0f} % of the patches{steps}</span>')
+        legend.append(f'<span><i style="{colour}"></i>{name} {share:.0f} %{steps}</span>')
     return (
         f'<div class="ps-groups"><div class="bar">{"".join(bar)}</div>'
         f'<div class="legend">{"".join(legend)}</div></div>'
