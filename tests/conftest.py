@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from hypothesis import settings
 from PIL import Image
 from torch.nn import functional as F
 
@@ -15,6 +16,8 @@ from patchscaler.presets import build
 from patchscaler.storage import latent_space
 from patchscaler.texture_memory import ReferenceTextureMemory
 
+settings.register_profile("shared", deadline=None)  # no test asserts a time
+settings.load_profile("shared")
 torch.set_num_threads(1)  # tiny networks gain nothing from threads, and lose minutes where cores are shared
 
 

@@ -51,6 +51,8 @@ class CallOptions:
     deterministic: bool = False
     memory_limit: int | None = None
     tile: int | None = None
+    budget: float | None = None
+    time_budget: float | None = None
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,11 @@ def enlarge(tasks: Sequence[Task], model: PatchScalerPipeline, progress: Progres
 
 def _facts(task: Task, model: PatchScalerPipeline, result: UpscaleResult) -> dict[str, Any]:
     job, call = task.job, task.call
-    names = group_names(len(model.plans[call.plan].paths))
+    budgeted = call.budget is not None or call.time_budget is not None
+    if budgeted:
+        names = tuple(f"{path.steps} steps" for path in model.plans["best"].ladder())
+    else:
+        names = group_names(len(model.plans[call.plan].paths))
     return {
         "input": str(job.source),
         "status": "done",
@@ -308,7 +314,7 @@ def _facts(task: Task, model: PatchScalerPipeline, result: UpscaleResult) -> dic
         "source": source_mark(job.source),
         "input_size": list(job.input_size),
         "output_size": list(job.size),
-        "quality": call.plan,
+        "quality": None if budgeted else call.plan,
         "seed": result.seed,
         "groups": dict(zip(names, result.group_shares(len(names)), strict=True)),
         "mean_steps": result.mean_steps,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -29,8 +30,9 @@ from patchscaler.result import ProgressCallback, UpscaleResult
 from patchscaler.runtime.clock import Clock
 from patchscaler.runtime.device import resolve_device, resolve_dtype
 from patchscaler.runtime.memory import out_of_memory_in_one_line
+from patchscaler.runtime.runner import Runner
 from patchscaler.sampling.grouping import Path as ShortcutPath
-from patchscaler.sampling.grouping import Plan, assign, patch_quality
+from patchscaler.sampling.grouping import Plan, assign, patch_quality, spend
 from patchscaler.sampling.schedule import Shortcut
 from patchscaler.stages import Stages
 from patchscaler.texture_memory import ReferenceTextureMemory
@@ -72,6 +74,7 @@ class PatchScalerPipeline:
 
     Attributes:
         folder: where the weights were read from, if they were.
+        runner: runs the networks; shared with pipelines of the same networks.
     """
 
     scale = SCALE
@@ -101,6 +104,7 @@ class PatchScalerPipeline:
         self.folder: Path | None = None
         for network in self.networks.values():
             network.eval().requires_grad_(False)
+        self.runner = Runner(self.device)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -114,6 +118,7 @@ class PatchScalerPipeline:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        compile: bool = False,
     ) -> PatchScalerPipeline:
         """Load a model.
 
@@ -121,6 +126,7 @@ class PatchScalerPipeline:
             source: a folder that `save_pretrained` wrote, a hub id, or None for the bundled weights.
             device: where to run; None takes the first GPU, else the CPU.
             dtype: precision; None takes fp16 on a GPU and fp32 on the CPU.
+            compile: compile the networks with torch.compile when they are first called; see `Runner`.
 
         Raises:
             ModelError: nothing there, or what is there is broken or of another kind.
@@ -135,6 +141,7 @@ class PatchScalerPipeline:
             raise ModelError(f"{folder / 'config.json'} has other sampling settings: {error}") from error
         pipeline = cls(**parts)
         pipeline.folder = folder
+        pipeline.runner.compile = compile
         return pipeline.to(place, resolve_dtype(dtype, place))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -154,6 +161,7 @@ class PatchScalerPipeline:
             nn.Module.to(network, device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.texture_memory is not None:
             self.texture_memory = self.texture_memory.to(device, dtype)
+        self.runner.reset(self.device)
         return self
 
     @property
@@ -191,6 +199,8 @@ class PatchScalerPipeline:
         out: Sequence[Any] | Any = None,
         tile: int | None = None,
         memory_limit: int | None = None,
+        budget: float | None = None,
+        time_budget: float | None = None,
     ) -> Any:
         """Upscale an image, or a list of images of any sizes, by 4.
 
@@ -208,26 +218,38 @@ class PatchScalerPipeline:
             tile: side of the tiles that an image is processed in, output pixels; None takes the largest that
                 fit in memory, a whole image if it can. Results differ by rounding alone.
             memory_limit: bytes that this process may hold on the device (on the CPU: in all).
+            budget: mean steps a patch of each image may take at most: they are spent on its hardest patches first,
+                on the paths of `best`, or of `plan` if that is a plan of your own. 0 restores only.
+            time_budget: seconds that the call should take: the budget that fits is found by a trial. Restoring
+                is always done, whatever it takes.
 
         Returns:
             `UpscaleResult`, or a list of them for a list.
 
         Raises:
-            InputError: an image of another kind or too small, no such plan, or more or fewer plans or seeds
-                than images.
+            InputError: an image of another kind or too small, no such plan, more or fewer plans or seeds than
+                images, or a budget below 0.
             DeviceError: memory ran out in the smallest tile.
         """
         if not isinstance(images, Sequence):
             options: dict[str, Any] = {
                 "plan": plan, "seed": seed, "texture": texture, "progress": progress,
                 "deterministic": deterministic, "tile": tile, "memory_limit": memory_limit,
+                "budget": budget, "time_budget": time_budget,
             }  # fmt: skip
             return self([images], out=None if out is None else [out], **options)[0]
+        begin = time.perf_counter()
         chosen = [self._plan(one) for one in _for_each(plan, len(images))]
+        if budget is not None or time_budget is not None:
+            named = [isinstance(one, str) for one in _for_each(plan, len(images))]
+            chosen = [self.plans["best"] if name else own for name, own in zip(named, chosen, strict=True)]
+        if not min(budget or 0, time_budget or 0) >= 0:
+            raise InputError("a budget cannot be negative")
         if not images:
             return []
         clock = Clock(self.device, progress)
-        stages = Stages(self, None if tile is None else -(-tile // self.autoencoder.factor), memory_limit)
+        side = None if tile is None else -(-tile // self.autoencoder.factor)
+        stages = Stages(self, side, memory_limit, deterministic=deterministic)
 
         # 1. Encode the bicubic upsampling of each image, padded to whole patches: z_LR.
         seeds = _for_each(seed, len(images))
@@ -240,18 +262,22 @@ class PatchScalerPipeline:
         # 2. Restore: coarse latent y_0, confidence C, and what the denoiser knows of each patch.
         with clock.stage("restore", sum(c.rows * c.cols * c.stride**2 for c in canvases)) as tick:
             for canvas, own in zip(canvases, chosen, strict=True):
-                stages.restore(canvas, tick, with_condition=any(path.steps for path in own.paths))
+                stages.restore(canvas, tick, with_condition=budget != 0 and own.samples)
 
         # 3. Sort all patches of all images into groups by confidence; each group has its path (T, N).
-        groups = [self._groups(canvas, own) for canvas, own in zip(canvases, chosen, strict=True)]
-        sorted_by = list(zip(groups, chosen, strict=True))
-        starts = [torch.tensor([path.timestep for path in own.paths])[group] for group, own in sorted_by]
-        steps = [torch.tensor([path.steps for path in own.paths])[group] for group, own in sorted_by]
+        if time_budget is not None and budget != 0 and any(own.samples for own in chosen):
+            most = stages.affordable(canvases, begin + time_budget, texture=texture)
+            budget = most if budget is None else min(budget, most)
+        groups = [self._groups(canvas, own, budget) for canvas, own in zip(canvases, chosen, strict=True)]
+        paths = [own.paths if budget is None else own.ladder() for own in chosen]
+        sorted_by = list(zip(groups, paths, strict=True))
+        starts = [torch.tensor([path.timestep for path in own])[group] for group, own in sorted_by]
+        steps = [torch.tensor([path.steps for path in own])[group] for group, own in sorted_by]
 
         # 4. Noise y_0 to T and take N steps back, all patches in packed loops.
         start, count = (torch.cat([part.flatten() for part in parts]) for parts in (starts, steps))
         with clock.stage("sample", int(count.sum())) as tick:
-            stages.sample(canvases, start, count, tick, texture=texture, deterministic=deterministic)
+            stages.sample(canvases, start, count, tick, texture=texture)
 
         # 5. Put the patches together and decode.
         results = out or [
@@ -263,13 +289,14 @@ class PatchScalerPipeline:
                 stages.decode(canvas, result, tick)
 
         # 6. Give back the kind of image that was passed in, with the record of how it was made.
+        timings = clock.read()
         return [
             UpscaleResult(
                 image=Image.fromarray(result) if out is None and isinstance(like, Image.Image) else result,
                 confidence=self._confidence(canvas),
                 groups=group.to(torch.int8).numpy(),
                 steps=taken.to(torch.int16).numpy(),
-                timings=clock.seconds,
+                timings=timings,
                 seed=canvas.seed,
             )
             for like, canvas, group, taken, result in zip(
@@ -318,10 +345,11 @@ class PatchScalerPipeline:
             planes, self.sampling.patch_size, self.sampling.stride, self.autoencoder.factor // SCALE, seed
         )
 
-    def _groups(self, canvas: Canvas, plan: Plan) -> Tensor:
-        """The group of each patch of one image (rows, cols), on the host."""
-        quality = patch_quality(canvas.confidence, canvas.patch_size, canvas.stride)
-        return assign(quality, plan.thresholds).cpu().view(canvas.rows, canvas.cols)
+    def _groups(self, canvas: Canvas, plan: Plan, budget: float | None) -> Tensor:
+        """The group of each patch of one image (rows, cols), on the host; with a budget the rung of its ladder."""
+        quality = patch_quality(canvas.confidence, canvas.patch_size, canvas.stride).cpu()
+        group = assign(quality, plan.thresholds) if budget is None else spend(quality, plan, budget)
+        return group.view(canvas.rows, canvas.cols)
 
     def _confidence(self, canvas: Canvas) -> Any:
         height, width = (-(-side // canvas.lr_per_latent) for side in canvas.size)
@@ -355,7 +383,7 @@ class PatchScalerPipeline:
             plans=self.plans,
             card=self.card,
         )
-        other.folder = self.folder
+        other.folder, other.runner = self.folder, self.runner
         return other
 
 

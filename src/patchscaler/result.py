@@ -31,7 +31,8 @@ class UpscaleResult:
     Attributes:
         image: the x4 image, of the kind that was passed in (PIL image, uint8 array or float tensor).
         confidence: (H/8, W/8) float32 in (0, 1), the restoration confidence C at latent resolution.
-        groups: (rows, cols) int8, the group of each patch, 0 = simplest.
+        groups: (rows, cols) int8, the group of each patch, 0 = simplest; with a budget the number of its path in
+            the plan's `ladder`.
         steps: (rows, cols) int16, the sampler steps (network evaluations) each patch took.
         timings: seconds per stage, keys of `STAGES`; shared by the images of one call.
         seed: the seed that fixed the noise.

@@ -42,6 +42,17 @@ def test_output_is_what_the_pipeline_gives(upscale, photo, tmp_path, model_folde
     assert not np.array_equal(np.asarray(Image.open(tmp_path / "b.png")), expected)
 
 
+def test_a_budget_takes_the_place_of_the_quality(upscale, photo, tmp_path):
+    for number, (words, most) in enumerate(((("--budget", 1.5), 1.5), (("--time-budget", 1000), 4))):
+        result = upscale(photo, "-o", tmp_path / f"{number}.png", "--json", *words)
+        assert result.exit_code == 0, result.output
+        record = json.loads(result.stdout)
+        assert most - 2 / 12 <= record["mean_steps"] <= most
+        assert record["quality"] is None
+        assert list(record["groups"]) == ["0 steps", "1 steps", "2 steps", "4 steps"]
+        assert sum(record["groups"].values()) == pytest.approx(1)
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(width=st.integers(8, 40), height=st.integers(8, 40), scale=st.floats(1, 8))
 def test_scale_gives_the_exact_size(upscale, width, height, scale):

@@ -131,11 +131,24 @@ def test_a_grey_profile_is_carried(tmp_path):
     assert np.abs(out[32, 8::16].astype(int) - ramp[8, 2::4]).max() <= 1
 
 
-@pytest.mark.parametrize("profile", [b"no profile at all", SRGB[:200], P3], ids=["text", "cut", "of RGB"])
+LONG = (1 << 24).to_bytes(4, "big") + SRGB[4:]
+
+
+@pytest.mark.parametrize(
+    "profile", [b"no profile at all", SRGB[:200], P3, LONG], ids=["text", "cut", "of RGB", "longer than it is"]
+)
 def test_an_unusable_profile_is_reported(tmp_path, profile):
     mode = "L" if profile == P3 else "RGB"
     Image.new(mode, (16, 16)).save(tmp_path / "in.tif", icc_profile=profile)
     assert read_photo(tmp_path / "in.tif").losses == ("ICC profile (damaged or of another kind)",)
+
+
+def test_what_pads_a_profile_is_left_out(tmp_path):
+    """Cameras do that; libpng would refuse such a profile when all the work is done."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "in.jpg", icc_profile=P3 + bytes(64))
+    assert read_photo(tmp_path / "in.jpg").losses == ()
+    through(tmp_path / "in.jpg", tmp_path / "out.png")
+    assert pyvips.Image.new_from_file(str(tmp_path / "out.png")).get("icc-profile-data") == P3
 
 
 def test_cmyk_becomes_srgb_and_is_reported(tmp_path):

@@ -190,6 +190,7 @@ def test_broken_weights_are_refused(pipeline, photo):
         PatchScalerPipeline(**networks, sampling=pipeline.sampling)(photo, plan=Plan.restoration_only())
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 9), st.integers(1, 12))
 def test_tiles_cover_a_map_once(height, width, steps, step):
     seen = np.zeros((height, width), int)

@@ -1,8 +1,11 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from patchscaler.runtime.memory import halve_on_out_of_memory
-from patchscaler.sampling.engine import PatchSet, sample_patches
+from patchscaler.sampling.engine import PatchSet, cut_into_batches, sample_patches
+from patchscaler.sampling.noise import patch_noise
 from patchscaler.sampling.schedule import solver_step, start_state
 
 COUNT = 11
@@ -12,11 +15,12 @@ def patch_set(steps):
     generator = torch.Generator().manual_seed(0)
     starts = {0: 1.0, 1: 0.43, 2: 0.66, 4: 0.9}
     return PatchSet(
-        latent=torch.randn(COUNT, 4, 16, 16, generator=generator),
         condition=torch.randn(COUNT, 12, 16, 16, generator=generator),
-        noise=torch.randn(COUNT, 4, 16, 16, generator=generator),
         start=torch.tensor([starts[count] for count in steps]),
         steps=torch.tensor(steps),
+        seed=torch.full((COUNT,), 5),
+        row=torch.arange(COUNT) // 4,
+        col=torch.arange(COUNT) % 4,
     )
 
 
@@ -29,7 +33,7 @@ GROUPINGS = {
 
 
 def run(pipeline, patches, **options):
-    options = {"shortcut": "bridge", "batch_size": 4, **options}
+    options = {"shortcut": "bridge", "sizes": (1, 2, 4), **options}
     with torch.inference_mode():
         return sample_patches(pipeline.patch_dit, pipeline.make_prompt, patches, **options)
 
@@ -39,13 +43,14 @@ def one_by_one(pipeline, patches, shortcut):
     """The plain reference: each patch alone, one step after the other."""
     dit, results = pipeline.patch_dit, []
     for i in range(len(patches.start)):
-        y, start, count = patches.latent[i : i + 1], patches.start[i : i + 1], int(patches.steps[i])
+        y, start, count = patches.condition[i : i + 1, :4], patches.start[i : i + 1], int(patches.steps[i])
         if count == 0:
             results.append(y)
             continue
         condition = dit.condition_tokens(patches.condition[i : i + 1])
         prompt = dit.prompt_cache(pipeline.make_prompt(y))
-        state = start_state(y, patches.noise[i : i + 1], start)
+        place = (part[i : i + 1] for part in (patches.seed, patches.row, patches.col))
+        state = start_state(y, patch_noise(*place, (4, 16, 16)), start)
         for step in range(count):
             timestep, following = start * (count - step) / count, start * (count - step - 1) / count
             x = dit(state, y, condition, prompt, timestep, start)
@@ -64,12 +69,12 @@ def test_the_packed_loop_equals_each_patch_alone(pipeline, steps, shortcut):
 
 def test_sampling_changes_what_has_steps_and_nothing_else(pipeline):
     patches = patch_set(GROUPINGS["mixed"])
-    moved = (run(pipeline, patches) - patches.latent).abs().amax(dim=(1, 2, 3)) > 1e-4
+    moved = (run(pipeline, patches) - patches.condition[:, :4]).abs().amax(dim=(1, 2, 3)) > 1e-4
     assert moved.tolist() == [count > 0 for count in GROUPINGS["mixed"]]
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_size": 1}, {"batch_size": 64}, {"batch_size": 3, "pack_size": 5}]
+    "options", [{"sizes": (1,)}, {"sizes": (16, 64)}, {"sizes": range(1, 4), "pack_size": 5}]
 )
 def test_batches_and_packs_do_not_matter(pipeline, options):
     patches = patch_set(GROUPINGS["mixed"])
@@ -78,10 +83,20 @@ def test_batches_and_packs_do_not_matter(pipeline, options):
 
 def test_fixed_shapes_give_equal_bits_in_any_company(pipeline):
     patches = patch_set(GROUPINGS["mixed"])
-    together = run(pipeline, patches, fixed_shape=True)
+    together = run(pipeline, patches, sizes=(4,))
     for chosen in ([0], [3, 10], [6, 2, 9, 4, 7]):
         index = torch.tensor(chosen)
-        assert torch.equal(run(pipeline, patches[index], fixed_shape=True), together[index])
+        assert torch.equal(run(pipeline, patches[index], sizes=(4,)), together[index])
+
+
+@given(st.integers(1, 2000), st.sampled_from([(16, 32, 64, 128, 256), (32,), (1, 2, 4), range(1, 33)]))
+def test_batches_cover_the_rows_with_little_to_spare(count, sizes):
+    batches = cut_into_batches(count, sizes)
+    assert {len(batch) for batch in batches} <= set(sizes)
+    assert [row for batch in batches for row in batch] == list(range(batches[-1].stop))
+    spare = batches[-1].stop - count
+    assert 0 <= spare < max(sizes[0], len(batches[-1]) / 4 if len(sizes) > 1 else 0)
+    assert batches[-1].stop <= cut_into_batches(count + 1, sizes)[-1].stop, "fewer rows fit into the same pack"
 
 
 def test_progress_counts_every_evaluation(pipeline):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from patchscaler.sampling.noise import patch_noise
+from patchscaler.sampling.noise import patch_noise, to_word
 from patchscaler.sampling.schedule import mid_state, noise_level, signal, solver_step, start_state
 
 
@@ -47,7 +47,7 @@ def test_the_last_step_returns_the_estimate(states, shortcut):
 
 def test_noise_is_standard_normal():
     index = torch.arange(400)
-    noise = patch_noise(7, index // 20, index % 20, (4, 16, 16))
+    noise = patch_noise(torch.tensor([7]), index // 20, index % 20, (4, 16, 16))
     assert noise.shape == (400, 4, 16, 16)
     assert abs(float(noise.mean())) < 0.01
     assert abs(float(noise.std()) - 1) < 0.01
@@ -56,18 +56,16 @@ def test_noise_is_standard_normal():
 
 
 def test_noise_depends_on_seed_and_place_only():
-    place = torch.tensor([2]), torch.tensor([5])
-    shape = (4, 16, 16)
-    alone = patch_noise(1, *place, shape)
-    among = patch_noise(1, torch.arange(4), torch.tensor([5, 5, 5, 1]), shape)
+    def noise(seed, rows, cols):
+        places = torch.tensor(rows), torch.tensor(cols)
+        return patch_noise(torch.tensor([to_word(seed)]), *places, (4, 16, 16))
+
+    alone = noise(1, [2], [5])
+    among = noise(1, [0, 1, 2, 3], [5, 5, 5, 1])
     assert torch.equal(alone[0], among[2])
-    others = [
-        patch_noise(2, *place, shape),
-        patch_noise(1, place[1], place[0], shape),
-        among[1:2],
-        among[3:4],
-    ]
-    others.append(patch_noise(1 + 2**32, *place, shape))
+    assert torch.equal(noise(1 + 2**64, [2], [5]), alone)
+    others = [noise(2, [2], [5]), noise(1, [5], [2]), among[1:2], among[3:4]]
+    others += [noise(seed, [2], [5]) for seed in (1 + 2**32, -1, 1 + 2**63)]
     for other in others:
         correlation = float((alone * other).mean())
         assert abs(correlation) < 5 / alone.numel() ** 0.5

@@ -50,14 +50,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout a
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
 
 
-def load_pipeline(model: str | None, device: str, dtype: str) -> Callable[[], PatchScalerPipeline]:
+def load_pipeline(
+    model: str | None, device: str, dtype: str, *, compiled: bool = False
+) -> Callable[[], PatchScalerPipeline]:
     """A function that loads a pipeline when it is first called."""
 
     @functools.cache
     def load() -> PatchScalerPipeline:
         from patchscaler.pipeline import PatchScalerPipeline
 
-        return PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype)
+        return PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype, compile=compiled)
 
     return load
 

@@ -57,12 +57,26 @@ def upscale(
     height: Annotated[int | None, typer.Option(help="Height of the output, pixels.")] = None,
     fit: Annotated[str | None, typer.Option(metavar="WxH", help="The largest size within this box.")] = None,
     quality: Annotated[Quality, typer.Option(help="How many steps to spend.")] = Quality.balanced,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="STEPS", help="Mean steps a patch may take, on the hardest first; for --quality."
+        ),
+    ] = None,
+    time_budget: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Time for a photograph, its files apart; for --quality."),
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     devices: Annotated[
         str | None, typer.Option(metavar="LIST", help="Several devices that share the work: cuda:0,cuda:1.")
     ] = None,
     dtype: DtypeOption = Precision.auto,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile for each size of photograph: a minute once, then faster."),
+    ] = False,
     model: ModelOption = None,
     texture: Annotated[bool, typer.Option("--texture/--no-texture", help="Use texture prompts.")] = True,
     memory_limit: Annotated[
@@ -113,12 +127,13 @@ def upscale(
     if overwrite and skip_existing:
         raise InputError("--overwrite and --skip-existing exclude each other")
     size = TargetSize(scale, width, height, parse_box(fit) if fit else None)
+    limit = parse_size(memory_limit) if memory_limit else None
     call = CallOptions(
-        quality.value, seed, texture, deterministic, parse_size(memory_limit) if memory_limit else None
+        quality.value, seed, texture, deterministic, limit, budget=budget, time_budget=time_budget
     )
     names = devices.split(",") if devices else [device]
     run = _Run(
-        [load_pipeline(model, name.strip(), dtype.value) for name in names],
+        [load_pipeline(model, name.strip(), dtype.value, compiled=compiled) for name in names],
         call,
         OutputOptions(strip, jpeg_quality),
         overwrite,

@@ -49,6 +49,8 @@ def to_srgb(image: pyvips.Image) -> tuple[pyvips.Image, ColourSpace, list[str]]:
     import pyvips
 
     profile: Any = image.get(_PROFILE) if image.get_typeof(_PROFILE) else None
+    if profile is not None:
+        profile = profile[: int.from_bytes(profile[:4], "big")]  # some are padded
     if image.interpretation in ("cmyk", "lab", "labs"):
         return _foreign(image, profile)
     grey = image.bands == 1
@@ -120,11 +122,17 @@ def _three_bands(image: pyvips.Image) -> pyvips.Image:
 
 
 def _converts(profile: bytes, grey: bool) -> bool:
-    """Whether a profile is one for grey, or for RGB, that can be used; libvips would go on without, silently."""
+    """Whether a profile is one for grey, or for RGB, that can be used; libvips would go on without, silently.
+
+    libpng is the strictest of the writers, so it is asked too, before the work.
+    """
+    import pyvips
+
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), "L" if grey else "RGB", "RGB")
-    except (OSError, ImageCms.PyCMSError):
+        _tagged(pyvips.Image.black(1, 1, bands=1 if grey else 3), profile).pngsave_buffer()
+    except (OSError, ImageCms.PyCMSError, pyvips.Error):
         return False
     return True
 

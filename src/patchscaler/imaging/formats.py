@@ -52,7 +52,7 @@ FORMATS = {
         0,
         "jpegload_source",
         "jpegsave",
-        {"Q": 95, "subsample_mode": "off", "optimize_coding": True},
+        {"Q": 95, "subsample_mode": "off"},
         max_side=65_535,
         alpha=False,
     ),

@@ -73,7 +73,7 @@ def window(planes: Tensor, tile: Tile) -> Tensor:
         source = torch.where(ramp < side, ramp, 2 * side - 2 - ramp)
         first = int(source.min())
         part = planes.narrow(dim, first, int(source.max()) + 1 - first)
-        planes = scaled(part).index_select(dim, (source - first).to(planes.device))
+        planes = scaled(part).index_select(dim, (source - first).to(planes.device, non_blocking=True))
     return scaled(planes)
 
 

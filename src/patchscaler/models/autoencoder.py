@@ -8,10 +8,13 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from patchscaler.models.blocks import ResBlock, zeroed
+from patchscaler.models.blocks import PixelShuffle, PixelUnshuffle, ResBlock, zeroed
 
 _VALUES = 8
 """Maps of a block's width that are alive at once, the workspace of convolutions included; measured."""
+
+_IMAGES = 5
+"""Images of the tile at full size that are alive at once beside them, in a network so narrow that they count; measured."""
 
 
 class Encoder(nn.Sequential):
@@ -20,7 +23,7 @@ class Encoder(nn.Sequential):
     def __init__(self, latent_channels: int, widths: tuple[int, int], blocks: tuple[int, int]) -> None:
         quarter, eighth = widths
         super().__init__(
-            nn.PixelUnshuffle(4),
+            PixelUnshuffle(4),
             nn.Conv2d(48, quarter, 3, padding=1),
             *(ResBlock(quarter) for _ in range(blocks[0])),
             nn.Conv2d(quarter, eighth, 2, stride=2),
@@ -43,7 +46,7 @@ class Decoder(nn.Module):
             nn.Conv2d(latent_channels, eighth, 3, padding=1),
             *(ResBlock(eighth) for _ in range(blocks[1])),
             nn.Conv2d(eighth, 4 * quarter, 1),
-            nn.PixelShuffle(2),
+            PixelShuffle(2),
         )
         self.lr_skip = nn.Sequential(
             nn.Conv2d(3, quarter // 2, 3, padding=1),
@@ -94,9 +97,8 @@ class Autoencoder(ModelMixin, ConfigMixin):
         self.latent_channels = latent_channels
         self.encode_halo = _reach(encoder_blocks, at_quarter=2)
         self.decode_halo = _reach(decoder_blocks, at_quarter=0)
-        self.values_per_latent = _VALUES * max(
-            max(4 * quarter, eighth) for quarter, eighth in (encoder_widths, decoder_widths)
-        )
+        widest = max(max(4 * quarter, eighth) for quarter, eighth in (encoder_widths, decoder_widths))
+        self.values_per_latent = max(_VALUES * widest, _IMAGES * 3 * self.factor**2)
         self.encoder = Encoder(latent_channels, encoder_widths, encoder_blocks)
         self.decoder = Decoder(latent_channels, decoder_widths, decoder_blocks)
         self.register_buffer("latent_mean", torch.zeros(latent_channels))

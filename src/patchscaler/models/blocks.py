@@ -21,6 +21,26 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class PixelShuffle(nn.PixelShuffle):
+    """Pixel shuffle in one copy that keeps channels-last memory; torch's own leaves it on a GPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C r^2, H, W) to (B, C, r H, r W)."""
+        r = self.upscale_factor
+        blocks = input.unflatten(1, (-1, r, r)).permute(0, 4, 2, 5, 3, 1)
+        return blocks.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
+class PixelUnshuffle(nn.PixelUnshuffle):
+    """The inverse of `PixelShuffle`, in one copy to channels-last memory, too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, r H, r W) to (B, C r^2, H, W)."""
+        r = self.downscale_factor
+        blocks = input.unflatten(3, (-1, r)).unflatten(2, (-1, r)).permute(0, 2, 4, 1, 3, 5)
+        return blocks.flatten(3).permute(0, 3, 1, 2)
+
+
 class ResBlock(nn.Module):
     """Two 3x3 convolutions around a residual; starts as the identity."""
 
@@ -69,18 +89,16 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(width // heads, eps=1e-6)
         self.project = nn.Linear(width, width)
 
-    def key_value(self, context: Tensor) -> Tensor:
-        """Keys and values (2, n, heads, L, width / heads) of context tokens (n, L, context_width)."""
-        key, value = self.to_key_value(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return torch.stack((self.key_norm(key).to(value.dtype), value))
+    def key_value(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (n, heads, L, width / heads) of context tokens (n, L, context_width)."""
+        key, value = self.to_key_value(context).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        return self.key_norm(key).to(value.dtype).transpose(1, 2), value.transpose(1, 2)
 
-    def forward(self, x: Tensor, key_value: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, key_value: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Attend from tokens (n, T, width) to `key_value`, or to themselves."""
-        if key_value is None:
-            key_value = self.key_value(x)
-        query = self.to_query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        query = self.query_norm(query).to(key_value.dtype)
-        mixed = F.scaled_dot_product_attention(query, key_value[0], key_value[1])
+        key, value = key_value or self.key_value(x)
+        query = self.query_norm(self.to_query(x).unflatten(-1, (self.heads, -1))).to(key.dtype)
+        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key, value)
         return self.project(mixed.transpose(1, 2).flatten(2))
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from patchscaler.models.blocks import Attention, FeedForward, ResBlock, sinusoidal_embedding, zeroed
+from patchscaler.models.blocks import (
+    Attention,
+    FeedForward,
+    PixelUnshuffle,
+    ResBlock,
+    sinusoidal_embedding,
+    zeroed,
+)
 from patchscaler.models.restoration import Restored
 from patchscaler.sampling.patches import tokenize, untokenize
 
@@ -27,7 +33,7 @@ class ConditionStem(nn.Module):
         self, latent_channels: int, lr_fold: int, feature_channels: int, width: int, out: int
     ) -> None:
         super().__init__()
-        self.lr_fold = lr_fold
+        self.fold = PixelUnshuffle(lr_fold)
         self.halo = 5
         self.body = nn.Sequential(
             nn.Conv2d(latent_channels + 1 + 3 * lr_fold**2 + feature_channels, width, 3, padding=1),
@@ -38,7 +44,7 @@ class ConditionStem(nn.Module):
 
     def forward(self, restored: Restored, lr: Tensor) -> Tensor:
         """Condition map (B, c + out, H, W): y_0 itself, then the stem's features."""
-        folded = F.pixel_unshuffle(lr * 2 - 1, self.lr_fold)
+        folded = self.fold(lr * 2 - 1)
         inputs = (restored.latent, restored.confidence, folded, restored.features)
         features = self.body(torch.cat([x.to(restored.latent.dtype) for x in inputs], dim=1))
         return torch.cat((restored.latent, features.to(restored.latent.dtype)), dim=1)
@@ -106,7 +112,8 @@ class PatchDiT(ModelMixin, ConfigMixin):
 
     def prompt_cache(self, prompt: Tensor) -> Tensor:
         """Keys and values (cross blocks, 2, n, heads, L, head width) of prompt tokens (n, L, prompt_width)."""
-        return torch.stack([b.cross.key_value(prompt) for b in self.blocks if isinstance(b.cross, Attention)])
+        caches = [b.cross.key_value(prompt) for b in self.blocks if isinstance(b.cross, Attention)]
+        return torch.stack([torch.stack(cache) for cache in caches])
 
     def forward(
         self, x: Tensor, y: Tensor, condition: Tensor, prompt: Tensor, timestep: Tensor, start: Tensor
@@ -129,7 +136,7 @@ class PatchDiT(ModelMixin, ConfigMixin):
         for block in self.blocks:
             cache = None
             if block.cross is not None:
-                cache, crossed = prompt[crossed], crossed + 1
+                cache, crossed = (prompt[crossed, 0], prompt[crossed, 1]), crossed + 1
             tokens = block(tokens, modulation, cache)
         scale, shift = self.out_modulation(time)[:, None].chunk(2, dim=-1)
         out = self.out(self.out_norm(tokens) * (1 + scale) + shift)
@@ -149,7 +156,7 @@ class _Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
         self.feed = FeedForward(width)
 
-    def forward(self, x: Tensor, modulation: Tensor, prompt: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
         scale1, shift1, gate1, scale2, shift2, gate2 = (modulation + self.offsets)[:, :, None].unbind(1)
         x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1)
         if self.cross is not None and self.cross_norm is not None:

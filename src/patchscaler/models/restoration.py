@@ -7,12 +7,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from patchscaler.models.blocks import GatedBlock, zeroed
+from patchscaler.models.blocks import GatedBlock, PixelShuffle, PixelUnshuffle, zeroed
 
 
 class Restored(NamedTuple):
@@ -23,7 +22,7 @@ class Restored(NamedTuple):
     features: Tensor
 
 
-_VALUES = 9
+_VALUES = 13
 """Maps of a block's width that are alive at once, the workspace of convolutions included; measured."""
 
 
@@ -51,7 +50,7 @@ class RestorationModule(ModelMixin, ConfigMixin):
         blocks: tuple[int, ...] = (3, 3, 4),
     ) -> None:
         super().__init__()
-        self.lr_fold = lr_fold
+        self.fold = PixelUnshuffle(lr_fold)
         self.grid = 2 ** (len(widths) - 1)
         self.halo = -(-(_reach(blocks) + 3) // self.grid) * self.grid
         self.values_per_latent = _VALUES * widths[0]
@@ -60,7 +59,7 @@ class RestorationModule(ModelMixin, ConfigMixin):
         self.down = nn.ModuleList(_stack(width, count) for width, count in zip(widths, blocks, strict=True))
         self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
         self.grow = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(coarse, 4 * fine, 1), nn.PixelShuffle(2)) for fine, coarse in pairs
+            nn.Sequential(nn.Conv2d(coarse, 4 * fine, 1), PixelShuffle(2)) for fine, coarse in pairs
         )
         self.up = nn.ModuleList(
             _stack(width, count) for width, count in zip(widths[:-1], blocks, strict=False)
@@ -80,7 +79,7 @@ class RestorationModule(ModelMixin, ConfigMixin):
             latent: z_LR (B, c, H, W), the encoded bicubic upsampling of the LR image.
             lr: the LR image (B, 3, H * lr_fold, W * lr_fold) in [0, 1].
         """
-        folded = F.pixel_unshuffle(lr * 2 - 1, self.lr_fold)
+        folded = self.fold(lr * 2 - 1)
         x = self.stem(torch.cat((latent, folded.to(latent.dtype)), dim=1))
         skips: list[Tensor] = []
         for blocks, shrink in zip(self.down, self.shrink, strict=False):

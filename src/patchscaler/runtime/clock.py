@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -31,17 +31,46 @@ class Tick:
 
 
 class Clock:
-    """Seconds per stage, with the device's queue drained at the end of each."""
+    """Seconds per stage. On CUDA the device's own clock is read, at the end: no stage waits for the one before."""
 
     def __init__(self, device: torch.device, report: ProgressCallback | None) -> None:
         self.device, self.report = device, report
-        self.seconds: dict[str, float] = {}
+        self._spans: dict[str, Callable[[], float]] = {}
 
     @contextmanager
     def stage(self, stage: Stage, total: int) -> Iterator[Tick]:
         """Time one stage of `total` units."""
-        begin = time.perf_counter()
-        yield Tick(stage, total, self.report)
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[stage] = round(time.perf_counter() - begin, 4)
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            stream = torch.cuda.current_stream(self.device)
+            begin.record(stream)
+            yield Tick(stage, total, self.report)
+            end.record(stream)
+            self._spans[stage] = lambda: begin.elapsed_time(end) / 1000
+        else:
+            start = time.perf_counter()
+            yield Tick(stage, total, self.report)
+            span = time.perf_counter() - start
+            self._spans[stage] = lambda: span
+
+    def read(self) -> dict[str, float]:
+        """Seconds of every stage, after waiting for what is queued."""
+        _wait(self.device)
+        return {stage: round(span(), 5) for stage, span in self._spans.items()}
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call from an idle device until it is idle again; on a GPU of a second one, when all is loaded."""
+    seconds = 0.0
+    for _ in range(2 if device.type == "cuda" else 1):
+        _wait(device)
+        begin = time.perf_counter()
+        call()
+        _wait(device)
+        seconds = time.perf_counter() - begin
+    return seconds
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()

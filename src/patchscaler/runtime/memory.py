@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,10 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _CPU_MESSAGE = "DefaultCPUAllocator: can't allocate memory"
 
 
-def halve_on_out_of_memory(run: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+Rows = TypeVar("Rows", Tensor, range)
+
+
+def halve_on_out_of_memory(run: Callable[[Rows], Tensor], rows: Rows) -> Tensor:
     """`run(rows)`, or, if device memory runs out, the concatenation of its results on halves of the rows.
 
     Raises:
@@ -29,8 +33,8 @@ def halve_on_out_of_memory(run: Callable[[Tensor], Tensor], rows: Tensor) -> Ten
         if not is_out_of_memory(error) or len(rows) == 1:
             raise
     release()
-    first, second = rows.tensor_split(2)
-    return torch.cat((halve_on_out_of_memory(run, first), halve_on_out_of_memory(run, second)))
+    half = len(rows) // 2
+    return torch.cat((halve_on_out_of_memory(run, rows[:half]), halve_on_out_of_memory(run, rows[half:])))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

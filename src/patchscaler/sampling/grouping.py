@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,16 @@ class Plan:
         thresholds = torch.quantile(quality.double(), cuts.clamp(0, 1))
         return cls(tuple(round(float(value), 4) for value in thresholds), tuple(paths))
 
+    @property
+    def samples(self) -> bool:
+        """Whether any patch may take a step."""
+        return any(path.steps for path in self.paths)
+
+    def ladder(self) -> tuple[Path, ...]:
+        """The paths by rising steps, from none on; of those with equally many, the hardest group's."""
+        by_steps = {0: Path(1.0, 0)} | {path.steps: path for path in self.paths}
+        return tuple(by_steps[steps] for steps in sorted(by_steps))
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
         return {
@@ -86,3 +97,36 @@ def assign(quality: Tensor, thresholds: Sequence[float]) -> Tensor:
     """Group (n,) int64 of each patch, 0 = simplest: the number of thresholds that q does not exceed."""
     cuts = torch.tensor(thresholds, dtype=quality.dtype, device=quality.device)
     return (quality[:, None] <= cuts).sum(dim=1)
+
+
+def spend(quality: Tensor, plan: Plan, budget: float) -> Tensor:
+    """Spend an average of at most `budget` steps a patch, on the hardest patches first.
+
+    Each gets the steps that its group has in the plan, or a simpler one if those are more; what is left over after
+    all have theirs raises the hardest to the most steps. A harder patch never gets fewer steps than a simpler one,
+    and no patch loses steps when the budget grows.
+
+    Args:
+        quality: mean confidence (n,) of the patches of one image.
+        plan: its groups and paths.
+        budget: mean steps, 0 or more.
+
+    Returns:
+        For each patch (n,) the number of its path in `plan.ladder()`.
+    """
+    steps = torch.tensor([path.steps for path in plan.ladder()])
+    of_group = torch.tensor([path.steps for path in plan.paths]).cummax(0).values
+    order = quality.argsort(stable=True)
+    wanted = torch.searchsorted(steps, of_group)[assign(quality[order], plan.thresholds)]
+    levels = torch.zeros_like(order)
+    left = min(math.floor(budget * len(order) + 1e-6), int(steps[-1]) * len(order))
+    for goal in (wanted, torch.full_like(order, len(steps) - 1)):
+        spent = (steps[goal] - steps[levels]).cumsum(0)
+        served = int((spent <= left).sum())
+        levels[:served] = goal[:served]
+        left -= int(spent[served - 1]) if served else 0
+        if served < len(order):
+            affordable = int(steps[levels[served]]) + left
+            levels[served] = torch.searchsorted(steps, affordable, right=True) - 1
+            break
+    return torch.empty_like(levels).scatter_(0, order, levels)

@@ -11,17 +11,17 @@ from torch import Tensor
 _MASK = 0xFFFFFFFF
 
 
-def patch_noise(seed: int, rows: Tensor, cols: Tensor, shape: Sequence[int]) -> Tensor:
+def patch_noise(seed: Tensor, rows: Tensor, cols: Tensor, shape: Sequence[int]) -> Tensor:
     """Standard normal noise (n, *shape), float32, the same on every device up to rounding.
 
     Args:
-        seed: any integer.
+        seed: int64 (n,), from `to_word`.
         rows: int64 (n,), which row of their image the patches are in.
         cols: int64 (n,), which column.
         shape: shape of one patch, with an even number of values.
     """
-    key = torch.full_like(rows, seed & _MASK)
-    for word in (torch.full_like(rows, (seed >> 32) & _MASK), rows, cols):
+    key = seed & _MASK
+    for word in (seed >> 32 & _MASK, rows, cols):
         key = _mix(key ^ _mix(word + 0x9E3779B9))
     half = math.prod(shape) // 2
     counter = torch.arange(2 * half, device=rows.device)
@@ -30,6 +30,11 @@ def patch_noise(seed: int, rows: Tensor, cols: Tensor, shape: Sequence[int]) -> 
     radius = (-2 * uniform[:, :half].log()).sqrt()
     angle = 2 * math.pi * uniform[:, half:]
     return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=1).view(-1, *shape)
+
+
+def to_word(seed: int) -> int:
+    """The last 64 bits of any integer, as a number that int64 holds."""
+    return (seed + 2**63) % 2**64 - 2**63
 
 
 def _mix(x: Tensor) -> Tensor:
