@@ -57,6 +57,7 @@ def photo_with_everything() -> bytes:
     [
         ({}, (), ".png"),
         ({"quality": "best", "seed": 7}, ("--quality", "best", "--seed", "7"), ".png"),
+        ({"budget": 0.5}, ("--budget", "0.5"), ".png"),
         ({"scale": 1.5, "texture": 0}, ("--scale", "1.5", "--no-texture"), ".png"),
         ({"fit": "60x60", "format": "webp"}, ("--fit", "60x60"), ".webp"),
         ({"width": 50, "height": 40, "format": "jpg", "jpeg_quality": 60},
@@ -110,6 +111,7 @@ def test_a_form_may_hold_image_and_options(shared, png):
         ({"scale": 9}, "scale"),
         ({"scale": 2, "width": 10}, "not several"),
         ({"seed": -1}, "seed"),
+        ({"budget": -1}, "budget"),
         ({"fit": "big"}, "fit"),
         ({"nonsense": 1}, "nonsense"),
         ({"format": "../png"}, "format"),
