@@ -166,14 +166,19 @@ def test_sizes_are_bounded(serve, png):
         assert not list(served.upscaler.folder.iterdir())
 
 
-def test_a_slow_upload_is_given_up(serve):
-    with serve(Limits(upload_seconds=0.3)) as served:
+def test_a_slow_upload_is_given_up_and_takes_its_place_no_longer(serve, png):
+    with serve(Limits(upload_seconds=0.5, waiting=1)) as served:
         host, port = served.client.base_url.host, served.client.base_url.port
         with socket.create_connection((host, port)) as line:
             line.sendall(
                 b"POST /v1/upscale HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n"
             )
+            while not served.server.config.app.state.uploads:
+                time.sleep(0.01)
+            refused = served.post(png())
+            assert (refused.status_code, "1 uploads" in refused.text) == (429, True)
             assert line.recv(100).startswith(b"HTTP/1.1 408")
+        assert served.post(png()).status_code == 200
 
 
 def test_requests_that_wait_are_sampled_together_and_equal_single_ones(serve, png):
