@@ -68,6 +68,7 @@ class Seen:
     lost: list[str] = field(default_factory=list)
     refused: int = 0
     seconds: float = 0.0
+    cpu: float = 0.0
     memory: list[float] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -99,11 +100,13 @@ def main() -> None:
         seen = load(f"http://127.0.0.1:{mine.recv()}", cases, arguments.clients)
         child.terminate()  # the signal that lets it finish
         child.join()
-        expected, sequential = references(cases, model, arguments.device, Path(folder))
+        expected, sequential, cpu = references(cases, model, arguments.device, Path(folder))
         cold = cold_seconds(cases, model, arguments.device, Path(folder))
     wrong = [n for n, image in expected.items() if n in seen.answers and not same(seen.answers[n], image)]
     missing = [n for n in expected if n not in seen.answers]
-    print(report(arguments, cases, seen, wrong, missing, sequential, cold, child.exitcode))
+    print(
+        report(arguments, cases, seen, wrong, missing, len(expected), sequential, cpu, cold, child.exitcode)
+    )
     raise SystemExit(bool(wrong or missing or seen.lost))
 
 
@@ -154,6 +157,7 @@ def load(address: str, cases: list[Case], clients: int) -> Seen:
         while not ready(client):
             time.sleep(0.2)
         seen.memory.append(metric(client, "process_resident_memory_bytes"))
+        cpu = metric(client, "process_cpu_seconds_total")
         begin, step = time.monotonic(), max(1, len(cases) // 4)
 
         def run(case: Case) -> None:
@@ -166,6 +170,7 @@ def load(address: str, cases: list[Case], clients: int) -> Seen:
         with ThreadPoolExecutor(clients) as pool:
             list(pool.map(run, cases))
         seen.seconds = time.monotonic() - begin
+        seen.cpu = metric(client, "process_cpu_seconds_total") - cpu
         names = (
             "batch_jobs_sum",
             "batch_jobs_count",
@@ -215,8 +220,8 @@ def send(client: httpx.Client, case: Case, seen: Seen, lock: threading.Lock) -> 
 
 def references(
     cases: list[Case], model: str | None, device: str, folder: Path
-) -> tuple[dict[int, np.ndarray], float]:
-    """What the command line's code makes of every good request, one after the other, and the seconds it took."""
+) -> tuple[dict[int, np.ndarray], float, float]:
+    """What the command line's code makes of every good request, one after the other; seconds and CPU seconds."""
     from patchscaler import PatchScalerPipeline
     from patchscaler.batch import CallOptions, run_jobs
     from patchscaler.imaging.io import OutputOptions, probe_photo
@@ -224,21 +229,22 @@ def references(
 
     pipeline = PatchScalerPipeline.from_pretrained(model, device=device)
     images: dict[int, np.ndarray] = {}
-    seconds = 0.0
+    seconds = cpu = 0.0
     for case in cases:
         if case.kind not in ("plain", "job"):
             continue
         source, target = folder / f"{case.number}.png", folder / f"{case.number}-large.png"
         source.write_bytes(case.body)
-        begin = time.monotonic()
+        begin, busy = time.monotonic(), time.process_time()
         size = probe_photo(source)
         job = Job(source, target, None, (size.width, size.height), (4 * size.width, 4 * size.height))
         call = CallOptions(case.options["quality"], case.options["seed"])
         for outcome in run_jobs([job], [lambda: pipeline], call, OutputOptions()):
             assert outcome.error is None, outcome.error
         seconds += time.monotonic() - begin
+        cpu += time.process_time() - busy
         images[case.number] = np.asarray(Image.open(target)).astype(int)
-    return images, seconds
+    return images, seconds, cpu
 
 
 def cold_seconds(cases: list[Case], model: str | None, device: str, folder: Path) -> float:
@@ -294,7 +300,9 @@ def report(
     seen: Seen,
     wrong: list[int],
     missing: list[int],
+    expected: int,
     sequential: float,
+    cpu: float,
     cold: float,
     exit_code: int | None,
 ) -> str:
@@ -302,7 +310,7 @@ def report(
     import torch
 
     made = len(seen.answers)
-    served, alone = made / seen.seconds, made / sequential if sequential else 0.0
+    served, alone = made / seen.seconds, expected / sequential
     calls = seen.metrics["batch_jobs_count"] or 1
     rows = {
         "machine": f"{os.cpu_count()} cores, load {os.getloadavg()[1]:.1f}, {arguments.device},"
@@ -323,6 +331,7 @@ def report(
         "images a second, served": f"{served:.2f}",
         "images a second, one after the other in one process": f"{alone:.2f};"
         f" the service does {served / alone:.2f} times that",
+        "CPU seconds an image, served; one after the other": f"{seen.cpu / made:.2f}; {cpu / expected:.2f}",
         "images a second, one process each": f"{1 / cold:.2f}; the service does {served * cold:.1f} times that",
     }
     lines = ["| what | figure |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
