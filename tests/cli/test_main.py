@@ -13,7 +13,7 @@ from patchscaler.cli.common import run_bar
 def test_help_names_the_commands(run):
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("upscale", "info", "evaluate", "train", "calibrate"):
+    for command in ("upscale", "ui", "serve", "info", "evaluate", "train", "calibrate"):
         assert command in result.stdout
 
 
@@ -33,6 +33,18 @@ def test_nothing_heavy_is_imported_for_help():
         [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "loaded []"
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "module"),
+    [("ui", "gradio", "patchscaler.ui.page"), ("serve", "fastapi", "patchscaler.service.app")],
+)
+def test_an_extra_that_is_not_installed_is_named(run, monkeypatch, command, package, module):
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    result = run(command)
+    assert result.exit_code == 2
+    assert result.stderr == f"patchscaler: {package} is not installed: pip install 'patchscaler[{command}]'\n"
 
 
 def test_wrong_option_is_refused(run):

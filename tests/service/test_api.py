@@ -57,6 +57,7 @@ def photo_with_everything() -> bytes:
     [
         ({}, (), ".png"),
         ({"quality": "best", "seed": 7}, ("--quality", "best", "--seed", "7"), ".png"),
+        ({"budget": 0.5}, ("--budget", "0.5"), ".png"),
         ({"scale": 1.5, "texture": 0}, ("--scale", "1.5", "--no-texture"), ".png"),
         ({"fit": "60x60", "format": "webp"}, ("--fit", "60x60"), ".webp"),
         ({"width": 50, "height": 40, "format": "jpg", "jpeg_quality": 60},
@@ -110,6 +111,7 @@ def test_a_form_may_hold_image_and_options(shared, png):
         ({"scale": 9}, "scale"),
         ({"scale": 2, "width": 10}, "not several"),
         ({"seed": -1}, "seed"),
+        ({"budget": -1}, "budget"),
         ({"fit": "big"}, "fit"),
         ({"nonsense": 1}, "nonsense"),
         ({"format": "../png"}, "format"),
@@ -164,14 +166,19 @@ def test_sizes_are_bounded(serve, png):
         assert not list(served.upscaler.folder.iterdir())
 
 
-def test_a_slow_upload_is_given_up(serve):
-    with serve(Limits(upload_seconds=0.3)) as served:
+def test_a_slow_upload_is_given_up_and_takes_its_place_no_longer(serve, png):
+    with serve(Limits(upload_seconds=0.5, waiting=1)) as served:
         host, port = served.client.base_url.host, served.client.base_url.port
         with socket.create_connection((host, port)) as line:
             line.sendall(
                 b"POST /v1/upscale HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n"
             )
+            while not served.server.config.app.state.uploads:
+                time.sleep(0.01)
+            refused = served.post(png())
+            assert (refused.status_code, "1 uploads" in refused.text) == (429, True)
             assert line.recv(100).startswith(b"HTTP/1.1 408")
+        assert served.post(png()).status_code == 200
 
 
 def test_requests_that_wait_are_sampled_together_and_equal_single_ones(serve, png):

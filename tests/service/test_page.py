@@ -39,6 +39,23 @@ def bundled() -> PatchScalerPipeline:
     return PatchScalerPipeline.from_pretrained(device="cpu")
 
 
+class Opener:
+    """Opens tabs, and notes which hosts they ask."""
+
+    def __init__(self, browser, upscaler: Upscaler, address: str) -> None:
+        self.browser, self.upscaler, self.address = browser, upscaler, address
+        self.hosts: set[str] = set()
+
+    def __call__(self, width: int = 1280, height: int = 800, **device):
+        context = self.browser.new_context(viewport={"width": width, "height": height}, **device)
+        tab = context.new_page()
+        tab.set_default_timeout(60_000)
+        tab.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
+        tab.goto(self.address)
+        tab.wait_for_selector("#start")
+        return tab
+
+
 @pytest.fixture(scope="module")
 def open_page(browser, bundled):
     """A page of an upscaler that starts with the bundled model, which can be exchanged; nothing leaves the machine."""
@@ -48,22 +65,11 @@ def open_page(browser, bundled):
         port = free.getsockname()[1]
     page = build_page(upscaler)
     address = launch(page, upscaler, host="127.0.0.1", port=port, examples=EXAMPLES, block=False)
-    hosts = set()
-
-    def open(width: int = 1280, height: int = 800, **device):
-        context = browser.new_context(viewport={"width": width, "height": height}, **device)
-        tab = context.new_page()
-        tab.set_default_timeout(60_000)
-        tab.on("request", lambda request: hosts.add(request.url.split("/")[2]))
-        tab.goto(address)
-        tab.wait_for_selector("#start")
-        return tab
-
-    open.upscaler = upscaler
-    yield open
+    opener = Opener(browser, upscaler, address)
+    yield opener
     page.close()
     upscaler.close(finish=False)
-    assert hosts <= {f"127.0.0.1:{port}", ""}, "the page asked another machine for something"
+    assert opener.hosts <= {f"127.0.0.1:{port}", ""}, "the page asked another machine for something"
 
 
 @pytest.fixture
@@ -117,7 +123,7 @@ def test_an_image_is_upscaled_compared_and_downloaded_as_the_command_line_writes
     assert data == target.read_bytes()
     assert Image.open(target).getexif()[0x010F] == "A camera"
     assert "64\u00d748 → 256\u00d7192" in tab.inner_text("#status")
-    assert "% of the patches" in tab.inner_text("#groups")
+    assert "steps" in tab.inner_text("#groups")
 
     box = tab.locator("patch-viewer .stage").bounding_box()
     middle = box["y"] + box["height"] / 2
@@ -163,6 +169,14 @@ def test_other_choices_give_other_results_on_a_phone(open_page):
     assert Image.open(io.BytesIO(data)).size == (256, 256)
     job = list(open_page.upscaler.jobs.values())[-1]
     assert (job.call.plan, job.call.texture) == ("fast", False)
+    tab.locator("#quality").get_by_text("budget").tap()
+    tab.fill("#budget input[type=number]", "0.5")
+    tab.locator("#start").tap()
+    tab.wait_for_selector(".ps-groups", state="detached")
+    tab.wait_for_selector(".ps-groups:has-text('0 steps')")
+    job = list(open_page.upscaler.jobs.values())[-1]
+    assert job.call.budget == 0.5
+    assert job.result.mean_steps <= 0.5
 
 
 def test_cancel_stops_the_work(open_page, photo, loaded, Gate):

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from patchscaler.result import Progress
 
 
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+"""Addresses that only this machine reaches."""
+
+
 class Quality(str, Enum):
     """Named plans of a model."""
 

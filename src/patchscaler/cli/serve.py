@@ -7,10 +7,16 @@ from typing import Annotated
 
 import typer
 
-from patchscaler.cli.common import DeviceOption, DtypeOption, ModelOption, Precision, load_pipeline, warn
+from patchscaler.cli.common import (
+    LOCAL_HOSTS,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    Precision,
+    load_pipeline,
+    warn,
+)
 from patchscaler.errors import InputError
-
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(
@@ -51,7 +57,7 @@ def serve(
     from patchscaler.service.upscaler import Upscaler
 
     token = os.environ.get("PATCHSCALER_TOKEN") or None
-    if host not in _LOCAL and token is None:
+    if host not in LOCAL_HOSTS and token is None:
         warn(f"anyone who reaches {host} can use this service; set PATCHSCALER_TOKEN to ask for a token")
     limits = Limits(
         upload_bytes=parse_size(max_upload),

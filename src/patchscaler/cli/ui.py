@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from patchscaler.cli.common import DeviceOption, DtypeOption, ModelOption, Precision, load_pipeline
+from patchscaler.cli.common import (
+    LOCAL_HOSTS,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    Precision,
+    load_pipeline,
+    warn,
+)
 from patchscaler.errors import InputError
 
 
@@ -40,6 +48,8 @@ def ui(
 
     if examples is not None and not examples.is_dir():
         raise InputError(f"{examples}: no such folder")
+    if host not in LOCAL_HOSTS:
+        warn(f"anyone who reaches {host} can use this page")
     pipeline = load_pipeline(model, device, dtype.value)
     pipeline()
     limits = Limits(
@@ -54,5 +64,7 @@ def ui(
         page = build_page(upscaler, examples or EXAMPLES)
         typer.echo(f"PatchScaler is at http://{host}:{port}", err=True)
         launch(page, upscaler, host=host, port=port, examples=examples or EXAMPLES)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error}; --port chooses another") from None
     finally:
         upscaler.close(finish=False)

@@ -64,7 +64,7 @@ def create_app(upscaler: Upscaler, metrics: Metrics, token: str | None = None) -
     metrics.gauge("jobs_waiting", "Jobs in the queue.", lambda: len(upscaler.queue))
     metrics.gauge("jobs_kept", "Jobs known, with their results.", lambda: len(upscaler.jobs))
     app.add_middleware(CountRequests, counter=metrics.requests)
-    app.state.upscaler = upscaler
+    app.state.upscaler, app.state.uploads = upscaler, 0
     allowed = [Depends(_guard(token))] if token else []
     refusals = documents.refusals(401) if token else {}
 
@@ -184,7 +184,11 @@ def create_app(upscaler: Upscaler, metrics: Metrics, token: str | None = None) -
 
 async def _accept(upscaler: Upscaler, request: Request, query: RequestOptions) -> UpscaleJob:
     limits = upscaler.limits
+    state = request.app.state
+    if state.uploads >= limits.waiting:
+        raise BusyError(f"{state.uploads} uploads are coming in; try again later")
     folder = upscaler.new_folder()
+    state.uploads += 1
     try:
         source = folder / "upload"
         fields = await read_upload(request, source, most=limits.upload_bytes, seconds=limits.upload_seconds)
@@ -196,6 +200,8 @@ async def _accept(upscaler: Upscaler, request: Request, query: RequestOptions) -
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    finally:
+        state.uploads -= 1
 
 
 def _guard(token: str) -> Any:

@@ -19,6 +19,9 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     quality: Literal["fast", "balanced", "best"] = Field("balanced", description="How many steps to spend.")
+    budget: float | None = Field(
+        None, ge=0, le=1000, description="Mean steps a patch may take, on the hardest first; for `quality`."
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Fixes the noise, and with it the result.")
     scale: float | None = Field(None, ge=SCALES[0], le=SCALES[1], description="4 if nothing is said.")
     width: int | None = Field(None, ge=1, le=2**20, description="Width of the output, pixels.")
@@ -46,7 +49,7 @@ class Options(BaseModel):
     @property
     def call(self) -> CallOptions:
         """Arguments of the pipeline."""
-        return CallOptions(self.quality, self.seed, self.texture, self.deterministic)
+        return CallOptions(self.quality, self.seed, self.texture, self.deterministic, budget=self.budget)
 
     @property
     def output(self) -> OutputOptions:

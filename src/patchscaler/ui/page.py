@@ -20,6 +20,7 @@ from patchscaler.service.upscaler import TooLargeError, Upscaler
 from patchscaler.ui import views
 
 EXAMPLES = Path(__file__).parent / "examples"
+_BUDGET = "budget"
 _POLL_SECONDS = 0.15
 _HEAD = '<div class="ps-head"><h1>PatchScaler</h1><span>more steps where the picture is hard</span></div>'
 _EMPTY = '<div class="ps-empty">Drop an image on the left, or choose an example.</div>'
@@ -53,7 +54,13 @@ def build_page(upscaler: Upscaler, examples: Path = EXAMPLES) -> gr.Blocks:
                 with gr.Group():
                     scale = gr.Slider(*SCALES, 4, step=0.25, label="Scale", elem_id="scale")
                     quality = gr.Radio(
-                        ["fast", "balanced", "best"], value="balanced", label="Quality", elem_id="quality"
+                        ["fast", "balanced", "best", _BUDGET],
+                        value="balanced",
+                        label="Quality",
+                        elem_id="quality",
+                    )
+                    budget = gr.Slider(
+                        0, 4, 1, step=0.25, label="Mean steps a patch", visible=False, elem_id="budget"
                     )
                     texture = gr.Checkbox(True, label="Texture prompt", elem_id="texture")
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
@@ -64,7 +71,7 @@ def build_page(upscaler: Upscaler, examples: Path = EXAMPLES) -> gr.Blocks:
                 viewer = gr.HTML(_EMPTY, elem_id="viewer")
                 status = gr.HTML(elem_id="status")
                 groups = gr.HTML(elem_id="groups")
-        choices = [source, scale, quality, texture, seed]
+        choices = [source, scale, quality, budget, texture, seed]
         outputs = [viewer, status, groups, current, start, stop]
 
         def choose(path: str | None) -> dict[Any, Any]:
@@ -83,13 +90,15 @@ def build_page(upscaler: Upscaler, examples: Path = EXAMPLES) -> gr.Blocks:
             return {status: "", groups: ""}
 
         def run(
-            path: str | None, scale: float, quality: str, texture: bool, seed: float
+            path: str | None, scale: float, quality: str, budget: float, texture: bool, seed: float
         ) -> Iterator[dict[Any, Any]]:
             if path is None:
                 yield {status: views.error_line("choose an image first")}
                 return
             try:
-                job = _submit(upscaler, Path(path), scale, CallOptions(quality, int(seed or 0), texture))
+                plan, most = ("best", budget) if quality == _BUDGET else (quality, None)
+                call = CallOptions(plan, int(seed or 0), texture, budget=most)
+                job = _submit(upscaler, Path(path), scale, call)
             except PatchScalerError as error:
                 yield {status: views.error_line(without_names(error, Path(path)))}
                 return
@@ -115,14 +124,13 @@ def build_page(upscaler: Upscaler, examples: Path = EXAMPLES) -> gr.Blocks:
 
         def _finished(job: UpscaleJob, stem: str) -> dict[Any, Any]:
             if job.state == "done":
-                assert upscaler.model is not None and job.result is not None
+                assert upscaler.model is not None
                 model = upscaler.model
                 patch = model.sampling.stride * model.autoencoder.factor // model.scale
-                count = max(int(job.result.groups.max()) + 1, len(model.plans[job.call.plan].paths))
                 return {
                     viewer: views.show_result(job, patch, limits.output_pixels),
                     status: views.done_lines(job, stem),
-                    groups: views.group_lines(job.result, views.names_of(count)),
+                    groups: views.group_lines(job),
                 }
             upscaler.drop(job)
             return {status: views.error_line("Cancelled." if job.state == "cancelled" else f"{job.error}")}
@@ -132,6 +140,9 @@ def build_page(upscaler: Upscaler, examples: Path = EXAMPLES) -> gr.Blocks:
                 upscaler.cancel(job)
 
         source.change(choose, source, [viewer, status, groups], show_progress="hidden")
+        quality.change(
+            lambda chosen: gr.Slider(visible=chosen == _BUDGET), quality, budget, show_progress="hidden"
+        )
         samples.click(lambda sample: sample[0], samples, source, show_progress="hidden")
         start.click(None, js=_LOOK)
         start.click(run, choices, outputs, show_progress="hidden", concurrency_limit=limits.waiting)

@@ -12,7 +12,6 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image, ImageDraw
 
-from patchscaler.imaging.difficulty import group_names
 from patchscaler.imaging.io import read_photo
 from patchscaler.result import STAGES
 
@@ -49,10 +48,10 @@ def show_result(job: UpscaleJob, patch: int, max_output_pixels: int) -> str:
         patch: step from patch to patch in input pixels.
         max_output_pixels: of the service's outputs.
     """
-    assert job.result is not None
+    assert job.result is not None and job.record is not None
     before = _picture(job.job.source, max_output_pixels)
     after = _picture(job.job.output, max_output_pixels)
-    chart = overlay(job.result, patch, before.size)
+    chart = overlay(job.result, len(job.record["groups"]), patch, before.size)
     after.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
     difference = difference_view(before, after)
     before.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
@@ -63,14 +62,14 @@ def show_result(job: UpscaleJob, patch: int, max_output_pixels: int) -> str:
     return f'<patch-viewer {urls} width="{after.width}" height="{after.height}"></patch-viewer>'
 
 
-def overlay(result: UpscaleResult, patch: int, size: tuple[int, int]) -> Image.Image:
-    """The group of each patch as a translucent colour with a frame, for an input of `size` pixels."""
+def overlay(result: UpscaleResult, groups: int, patch: int, size: tuple[int, int]) -> Image.Image:
+    """Which of the groups each patch is in, as translucent colours with frames, for an input of `size` pixels."""
     zoom = max(1, -(-1024 // max(size)))
     picture = Image.new("RGBA", (size[0] * zoom, size[1] * zoom))
     draw = ImageDraw.Draw(picture)
-    side, count = patch * zoom, int(result.groups.max()) + 1
+    side = patch * zoom
     for (row, column), group in np.ndenumerate(result.groups):
-        colour = group_colour(int(group), max(count, 3))
+        colour = group_colour(int(group), max(groups, 3))
         x, y = column * side, row * side
         draw.rectangle((x, y, x + side - 1, y + side - 1), (*colour, 110), (*colour, 255), max(1, zoom // 3))
     return picture
@@ -85,7 +84,9 @@ def difference_view(before: Image.Image, after: Image.Image) -> Image.Image:
 
 def group_colour(group: int, count: int) -> tuple[int, int, int]:
     """Colour of a group, 0 = simplest."""
-    return _COLOURS[round(group * (len(_COLOURS) - 1) / max(1, count - 1))]
+    stops = np.linspace(0, max(1, count - 1), len(_COLOURS))
+    red, green, blue = (round(np.interp(group, stops, channel)) for channel in zip(*_COLOURS, strict=True))
+    return red, green, blue
 
 
 def progress_lines(job: UpscaleJob, before: int, latents: int) -> str:
@@ -103,7 +104,7 @@ def progress_lines(job: UpscaleJob, before: int, latents: int) -> str:
     else:
         current, share = STAGES.index(progress.stage), progress.done / max(1, progress.total)
         if progress.stage == "sample":
-            what = f"{progress.done} of {progress.total} steps of patches"
+            what = f"{progress.done} of {progress.total} patch steps"
         else:
             what = f"{progress.done // latents} of {progress.total // latents} patches"
     steps = "".join(
@@ -137,17 +138,19 @@ def done_lines(job: UpscaleJob, stem: str) -> str:
     return f'<div class="ps-status" role="status"><div class="ps-done"><p>{text}</p>{link}</div>{note}</div>'
 
 
-def group_lines(result: UpscaleResult, names: tuple[str, ...]) -> str:
-    """Share and steps of each group, under a bar that is divided as the patches are."""
-    bar, legend = [], []
+def group_lines(job: UpscaleJob) -> str:
+    """Share and steps of each group of a finished job, under a bar that is divided as the patches are."""
+    assert job.result is not None and job.record is not None
+    result, names, bar, legend = job.result, list(job.record["groups"]), [], []
     for group, name in enumerate(names):
         inside = result.groups == group
         red, green, blue = group_colour(group, max(len(names), 3))
         colour = f"background:rgb({red} {green} {blue})"
         share = 100 * float(inside.mean())
-        steps = f", {float(result.steps[inside].mean()):.3g} steps" if inside.any() else ""
+        counted = inside.any() and "steps" not in name
+        steps = f", {float(result.steps[inside].mean()):.3g} steps" if counted else ""
         bar.append(f'<i style="width:{share:.2f}%;{colour}"></i>')
-        legend.append(f'<span><i style="{colour}"></i>{name}: {share:.0f} % of the patches{steps}</span>')
+        legend.append(f'<span><i style="{colour}"></i>{name} {share:.0f} %{steps}</span>')
     return (
         f'<div class="ps-groups"><div class="bar">{"".join(bar)}</div>'
         f'<div class="legend">{"".join(legend)}</div></div>'
@@ -157,11 +160,6 @@ def group_lines(result: UpscaleResult, names: tuple[str, ...]) -> str:
 def error_line(message: str) -> str:
     """Why there is no result."""
     return f'<div class="ps-error" role="alert">{html.escape(message)}</div>'
-
-
-def names_of(groups: int) -> tuple[str, ...]:
-    """Names of the groups of a plan."""
-    return group_names(groups)
 
 
 def _filled(index: int, current: int, share: float) -> float:
