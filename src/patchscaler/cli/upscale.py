@@ -64,6 +64,10 @@ def upscale(
     dtype: DtypeOption = Precision.auto,
     model: ModelOption = None,
     texture: Annotated[bool, typer.Option("--texture/--no-texture", help="Use texture prompts.")] = True,
+    memory: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Texture memory to use instead of the model's own."),
+    ] = None,
     memory_limit: Annotated[
         str | None,
         typer.Option(
@@ -117,7 +121,7 @@ def upscale(
     )
     names = devices.split(",") if devices else [device]
     run = _Run(
-        [_loader(model, name.strip(), dtype.value) for name in names],
+        [_loader(model, name.strip(), dtype.value, memory) for name in names],
         call,
         OutputOptions(strip, jpeg_quality),
         overwrite,
@@ -135,6 +139,7 @@ def upscale(
         settings = {
             "size": size.__dict__,
             "model": model,
+            "memory": str(memory) if memory else None,
             **call.__dict__,
             **run.output.__dict__,
             "suffix": suffix,
@@ -241,12 +246,12 @@ class _Run:
                         typer.echo(_summary(outcome.record))
 
 
-def _loader(model: str | None, device: str, dtype: str) -> Callable[[], PatchScalerPipeline]:
+def _loader(model: str | None, device: str, dtype: str, memory: Path | None) -> Callable[[], PatchScalerPipeline]:
     @cache
     def load() -> PatchScalerPipeline:
         from patchscaler.pipeline import PatchScalerPipeline
 
-        return PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype)
+        return PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype, memory=memory)
 
     return load
 
