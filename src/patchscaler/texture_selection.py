@@ -9,9 +9,9 @@ from torch import Tensor
 
 from patchscaler.texture_memory import KeyFunction, Origin, ReferenceTextureMemory
 
-FLAT = 0.1
+FLAT = 0.5
 """Mean squared step between neighbouring latents, which have deviation 1, under which a patch holds no texture."""
-DUPLICATE = 0.98
+DUPLICATE = 0.9
 """Similarity of keys from which two patches count as the same texture."""
 _WAITING = 16384
 

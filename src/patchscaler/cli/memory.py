@@ -180,10 +180,13 @@ def ablate(
     from patchscaler.evaluation.ablation import ablate as measure
     from patchscaler.evaluation.ablation import parse_plan, to_markdown
     from patchscaler.pipeline import PatchScalerPipeline
-    from patchscaler.texture_memory import ReferenceTextureMemory
 
     pipeline = PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype.value, memory=file)
-    more = None if larger is None else pipeline.with_memory(ReferenceTextureMemory.load(larger)).texture_memory
+    more = None
+    if larger is not None:
+        more = PatchScalerPipeline.from_pretrained(
+            model, device=device, dtype=dtype.value, memory=larger
+        ).texture_memory
     with counting_bar("images") as progress:
         measured = measure(
             pipeline,
