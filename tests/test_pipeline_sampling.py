@@ -82,15 +82,7 @@ def test_threads_may_share_a_pipeline(pipeline, mixed):
 
 def test_without_texture_a_memory_does_not_matter(pipeline, mixed):
     image, plan = mixed
-    memory = pipeline.texture_memory
-    empty = dataclasses.replace(
-        memory,
-        values=memory.values[:0],
-        scales=memory.scales[:0],
-        keys=memory.keys[:0],
-        sources=(),
-        licences=(),
-    )
+    empty = pipeline.texture_memory[:0]
     off = pipeline(image, plan=plan, texture=False).image
     assert torch.equal(pipeline.with_memory(empty)(image, plan=plan).image, off)
     assert torch.equal(pipeline.with_memory(None)(image, plan=plan).image, off)
@@ -99,11 +91,7 @@ def test_without_texture_a_memory_does_not_matter(pipeline, mixed):
 
 def test_a_memory_smaller_than_the_prompt_is_used_whole(pipeline, mixed):
     image, plan = mixed
-    memory = pipeline.texture_memory
-    two = dataclasses.replace(
-        memory, values=memory.values[:2], scales=memory.scales[:2], keys=memory.keys[:2]
-    )
-    result = pipeline.with_memory(two)(image, plan=plan).image
+    result = pipeline.with_memory(pipeline.texture_memory[:2])(image, plan=plan).image
     assert not torch.equal(result, pipeline(image, plan=plan, texture=False).image)
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from patchscaler.sampling.patches import unfold
 from patchscaler.texture_memory import KeyFunction, Origin, ReferenceTextureMemory
 
 FLAT = 0.5
-"""Mean squared step between neighbouring latents, which have deviation 1, under which a patch holds no texture."""
+"""Mean squared step between neighbouring latents, which have deviation 1, under which a quarter of a patch is flat."""
 DUPLICATE = 0.9
 """Similarity of keys from which two patches count as the same texture."""
 _WAITING = 16384
@@ -65,9 +66,10 @@ class MemoryBuilder:
 
 
 def liveliness(patches: Tensor) -> Tensor:
-    """Mean squared step (n,) from latent to neighbouring latent of patches (n, c, p, p): small where all is flat."""
-    steps = [patches.float().diff(dim=axis).square().mean(dim=(1, 2, 3)) for axis in (2, 3)]
-    return (steps[0] + steps[1]) / 2
+    """Mean squared step (n,) from latent to neighbouring latent of patches (n, c, p, p), in their flattest quarter."""
+    quarters = unfold(patches.float(), patches.shape[-1] // 2, patches.shape[-1] // 2)
+    steps = [quarters.diff(dim=axis).square().mean(dim=(1, 2, 3)) for axis in (2, 3)]
+    return ((steps[0] + steps[1]) / 2).view(-1, 4).amin(dim=1)
 
 
 def choose(keys: Tensor, categories: Sequence[str], count: int, duplicate: float = DUPLICATE) -> Tensor:
@@ -84,11 +86,12 @@ def choose(keys: Tensor, categories: Sequence[str], count: int, duplicate: float
     chosen: list[int] = []
     while filled and len(chosen) < count:
         turn = min(filled, key=lambda label: filled[label])
-        similarity, index = nearest.masked_fill(label != turn, 2.0).min(dim=0)
+        similarity, index = nearest.masked_fill(label != turn, torch.inf).min(dim=0)
         if float(similarity) >= duplicate:
             del filled[turn]
             continue
         filled[turn] += 1
         chosen.append(int(index))
         nearest = torch.maximum(nearest, keys @ keys[index])
+        nearest[index] = torch.inf
     return torch.tensor(chosen, device=keys.device)

@@ -17,7 +17,7 @@ from patchscaler.imaging.tensors import to_tensor
 from patchscaler.sampling.patches import unfold
 from patchscaler.storage import key_space, latent_space
 from patchscaler.texture_memory import Origin, ReferenceTextureMemory
-from patchscaler.texture_selection import MemoryBuilder
+from patchscaler.texture_selection import DUPLICATE, MemoryBuilder
 
 if TYPE_CHECKING:
     from patchscaler.pipeline import PatchScalerPipeline
@@ -109,6 +109,7 @@ def build_memory(
     pictures: Sequence[tuple[Path, Origin]],
     *,
     entries: int,
+    duplicate: float = DUPLICATE,
     per_picture: int = 12,
     shrink: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
@@ -120,6 +121,7 @@ def build_memory(
         pipeline: whose latents and keys the memory holds.
         pictures: as `find_pictures` gives them.
         entries: size of the memory; smaller where there are not enough different patches.
+        duplicate: similarity of keys from which two patches count as the same texture.
         per_picture: most regions of 4 x 4 patches that are cut from one picture, spread over it.
         shrink: shrink pictures by this factor first; camera photos are sharper at half their size.
         progress: told how many pictures of how many are done.
@@ -132,7 +134,7 @@ def build_memory(
         InputError: no picture gave a patch that is not flat.
     """
     size = pipeline.sampling.patch_size
-    builder = MemoryBuilder(pipeline.keys, entries)
+    builder = MemoryBuilder(pipeline.keys, entries, duplicate=duplicate)
     for done, (file, origin) in enumerate(pictures):
         try:
             regions = _regions(file, _read(file, shrink), size * pipeline.autoencoder.factor, per_picture)

@@ -53,6 +53,9 @@ def build(
     shrink: Annotated[
         float, typer.Option(min=1, help="Shrink pictures by this first; 2 sharpens photos of a camera.")
     ] = 1.0,
+    duplicate: Annotated[
+        float, typer.Option(min=0, max=1, help="Patches whose keys are this similar count as the same.")
+    ] = 0.9,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Precision.auto,
@@ -74,7 +77,13 @@ def build(
     pipeline = PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype.value)
     with counting_bar("pictures") as progress:
         built, counts = build_memory(
-            pipeline, pictures, entries=entries, shrink=shrink, progress=progress, on_skip=warn
+            pipeline,
+            pictures,
+            entries=entries,
+            duplicate=duplicate,
+            shrink=shrink,
+            progress=progress,
+            on_skip=warn,
         )
     with atomic_path(output) as partial:
         built.save(partial)

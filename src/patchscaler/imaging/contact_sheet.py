@@ -20,7 +20,7 @@ class Cell(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Cells under a heading, set in rows that are filled from the left."""
+    """Cells, in rows filled from the left, under a heading if there is one."""
 
     title: str
     cells: Sequence[Cell]
@@ -41,14 +41,15 @@ def contact_sheet(sections: Sequence[Section], *, columns: int, side: int, lines
     pitch = (side + _GAP, side + lines * _LINE + _GAP)
     rows = [-(-len(section.cells) // columns) for section in sections]
     width = columns * pitch[0] + _GAP
-    height = sum(_TITLE + count * pitch[1] for count in rows) + _GAP
+    heads = [_TITLE if section.title else _GAP for section in sections]
+    height = sum(head + count * pitch[1] for head, count in zip(heads, rows, strict=True)) + _GAP
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     heading, caption = ImageFont.load_default(15), ImageFont.load_default(11)
     top = 0
-    for section, count in zip(sections, rows, strict=True):
+    for section, head, count in zip(sections, heads, rows, strict=True):
         draw.text((_GAP, top + 10), section.title, _INK, heading)
-        top += _TITLE
+        top += head
         for number, cell in enumerate(section.cells):
             left, upper = _GAP + number % columns * pitch[0], top + number // columns * pitch[1]
             picture = _fit(cell.pixels, side)
