@@ -30,23 +30,35 @@ def main() -> None:
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     dtype = resolve_dtype(None, device)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{where}, {dtype}, torch {torch.__version__}, {arguments.queries} queries, top {arguments.count}\n")
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"{where}, {dtype}, torch {torch.__version__}, {arguments.queries} queries, top {arguments.count}\n"
+    )
     print("| keys | search, ms | per query, us | added peak, MiB | whole product and topk, ms | over it |")
     print("|---:|---:|---:|---:|---:|---:|")
     for count in arguments.keys:
         generator = torch.Generator().manual_seed(0)
         keys = F.normalize(torch.randn(count, arguments.width, generator=generator)).to(device, dtype)
-        queries = F.normalize(torch.randn(arguments.queries, arguments.width, generator=generator)).to(device, dtype)
+        queries = F.normalize(torch.randn(arguments.queries, arguments.width, generator=generator)).to(
+            device, dtype
+        )
         memory = ReferenceTextureMemory(
-            torch.zeros(1, 16, 16, 16, dtype=torch.int8).expand(count, -1, -1, -1),  # one patch stands for all
+            torch.zeros(1, 16, 16, 16, dtype=torch.int8).expand(
+                count, -1, -1, -1
+            ),  # one patch stands for all
             torch.ones(1, 16, 1, 1, dtype=dtype, device=device).expand(count, -1, -1, -1),
             keys,
             (Origin("", ""),) * count,
             "",
         )
         ours, peak = measure(lambda m=memory, q=queries: m.search(q, arguments.count), arguments.runs, device)
-        whole, _ = measure(lambda k=keys, q=queries: (q @ k.T).topk(arguments.count, dim=1), arguments.runs, device)
+        whole, _ = measure(
+            lambda k=keys, q=queries: (q @ k.T).topk(arguments.count, dim=1), arguments.runs, device
+        )
         print(
             f"| {count:,} | {ours:.1f} | {1000 * ours / arguments.queries:.0f} | {peak / 2**20:.0f} | {whole:.1f} |"
             f" {ours / whole:.2f} |"

@@ -24,13 +24,22 @@ def lively(make_pipeline):
 
 
 def test_categories_come_from_names_then_from_folders(tmp_path):
-    for name in ("a/wood__1.png", "a/photo-moss__2.png", "a/brick/3.png", "a/4.png", "b/5.png", "b/.no/6.png"):
+    for name in (
+        "a/wood__1.png",
+        "a/photo-moss__2.png",
+        "a/brick/3.png",
+        "a/4.png",
+        "b/5.png",
+        "b/.no/6.png",
+    ):
         save(tmp_path / name)
     one = find_pictures([tmp_path / "a"], Licences.parse(["MIT"], None))
     assert {file.name: origin.category for file, origin in one} == {
         "wood__1.png": "wood", "photo-moss__2.png": "photo", "3.png": "brick", "4.png": "",
     }  # fmt: skip
-    both = find_pictures([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "brick"], Licences.parse(["MIT"], None))
+    both = find_pictures(
+        [tmp_path / "a", tmp_path / "b", tmp_path / "a" / "brick"], Licences.parse(["MIT"], None)
+    )
     assert {file.name: origin.category for file, origin in both} == {
         "wood__1.png": "wood", "photo-moss__2.png": "photo", "3.png": "brick", "4.png": "a", "5.png": "b",
     }  # fmt: skip
@@ -81,13 +90,20 @@ def test_pictures_become_entries_that_are_not_flat(lively, tmp_path):
     pictures = find_pictures([tmp_path / "a"], Licences.parse(["MIT"], None))
     skipped, seen = [], []
     memory, builder = build_memory(
-        lively, pictures, entries=50, progress=lambda done, total: seen.append((done, total)), on_skip=skipped.append
+        lively,
+        pictures,
+        entries=50,
+        progress=lambda done, total: seen.append((done, total)),
+        on_skip=skipped.append,
     )
     assert builder.seen == 8 + 4  # 2 x 4 patches, and 2 x 2 flat ones
     assert 0 < len(memory) <= 8
     assert set(memory.sources) == {"a/rock/1.png"}
     assert seen[-1] == (4, 4)
-    assert ["small.png: 400x100 is smaller" in line or "broken.png: " in line for line in skipped] == [True, True]
+    assert ["small.png: 400x100 is smaller" in line or "broken.png: " in line for line in skipped] == [
+        True,
+        True,
+    ]
     lively.with_memory(memory)
 
 

@@ -134,7 +134,13 @@ class ReferenceTextureMemory:
         return replace(self, keys=keys.to(self.scales.dtype), key_space=key_space)
 
     def search(
-        self, queries: Tensor, k: int, *, exclude: Tensor | None = None, chunk: int = 65536, scores: int = 2**24
+        self,
+        queries: Tensor,
+        k: int,
+        *,
+        exclude: Tensor | None = None,
+        chunk: int = 65536,
+        scores: int = 2**24,
     ) -> Retrieved:
         """The K entries with the largest inner product with each query, exactly.
 

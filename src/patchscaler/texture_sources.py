@@ -55,7 +55,9 @@ class Licences:
                 raise InputError(f"--licence {text}: write LICENCE or FOLDER=LICENCE")
             if not equals:
                 if everywhere is not None:
-                    raise InputError(f"two licences for all: {everywhere!r} and {licence!r}; use FOLDER=LICENCE")
+                    raise InputError(
+                        f"two licences for all: {everywhere!r} and {licence!r}; use FOLDER=LICENCE"
+                    )
                 everywhere = licence.strip()
                 continue
             if not Path(folder).is_dir():
@@ -90,7 +92,9 @@ def find_pictures(folders: Sequence[Path], licences: Licences) -> list[tuple[Pat
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder")
-        inner = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+        inner = sorted(
+            file.relative_to(folder) for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES
+        )
         inner = [file for file in inner if not any(part.startswith(".") for part in file.parts)]
         if not inner:
             raise InputError(f"{folder} holds no picture")
@@ -98,7 +102,9 @@ def find_pictures(folders: Sequence[Path], licences: Licences) -> list[tuple[Pat
             file = folder / inside
             prefix, mark, _ = file.name.partition("__")
             outer = folder.resolve().name if len(folders) > 1 else ""
-            category = prefix.partition("-")[0] if mark else inside.parts[0] if len(inside.parts) > 1 else outer
+            category = (
+                prefix.partition("-")[0] if mark else inside.parts[0] if len(inside.parts) > 1 else outer
+            )
             name = (Path(folder.resolve().name) / inside).as_posix()
             found.setdefault(file.resolve(), (file, licences.origin(file, name, category)))
     return list(found.values())
@@ -152,7 +158,9 @@ def build_memory(
             latent_space=latent_space(pipeline.autoencoder), key_space=key_space(pipeline.texture_classifier)
         )
     if memory is None:
-        raise InputError(f"no texture found in {len(pictures)} pictures: all patches are flat, or none could be cut")
+        raise InputError(
+            f"no texture found in {len(pictures)} pictures: all patches are flat, or none could be cut"
+        )
     return memory, builder
 
 
@@ -191,4 +199,6 @@ def _read_manifest(path: Path) -> dict[Path, tuple[str, str]]:
         rows = csv.DictReader(file)
         if not {"file", "source", "licence"} <= set(rows.fieldnames or ()):
             raise InputError(f"{path}: the columns file, source and licence are needed")
-        return {(path.parent / row["file"]).resolve(): (row["source"], row["licence"].strip()) for row in rows}
+        return {
+            (path.parent / row["file"]).resolve(): (row["source"], row["licence"].strip()) for row in rows
+        }

@@ -59,7 +59,10 @@ def test_show_sums_up_and_gives_the_notice(run, built):
     assert result.exit_code == 0, result.output
     assert "8 entries of 3 pictures" in result.stdout
     assert "moss 4" in result.stdout
-    assert run("memory", "show", file, "--notice").stdout.strip() == notice(ReferenceTextureMemory.load(file)).strip()
+    assert (
+        run("memory", "show", file, "--notice").stdout.strip()
+        == notice(ReferenceTextureMemory.load(file)).strip()
+    )
 
 
 def test_show_draws_the_entries(run, built, model, tmp_path):
@@ -69,7 +72,10 @@ def test_show_draws_the_entries(run, built, model, tmp_path):
     assert result.exit_code == 0, result.output
     pixels = np.asarray(Image.open(sheet))
     assert pixels.shape[1] > 12 * 128
-    assert len(pixels) > 2 * 128, "two categories, a row each"
+    first, last = pixels[40:160, 16:128], pixels[40:160, 16 + 7 * 136 : 128 + 7 * 136]
+    assert first.std() > 10
+    assert last.std() > 10
+    assert np.ptp(pixels[40:160, 16 + 8 * 136 :], axis=(0, 1)).max() == 0, "no ninth entry"
     assert run("memory", "show", file, "-o", sheet, "--model", model).exit_code == 2, "it exists"
 
 
@@ -124,7 +130,12 @@ def test_report_prints_a_table(run, built, model, tiles_folder):
     options = ("--model", model, "--memory", file, "--every", "--device", "cpu")
     result = run("memory", "report", tiles_folder / "textures", *options)
     assert result.exit_code == 0, result.output
-    for words in ("| texture classifier | restored |", "| latent | clean |", "| EfficientNet-Lite0 |", "16 patches"):
+    for words in (
+        "| texture classifier | restored |",
+        "| latent | clean |",
+        "| EfficientNet-Lite0 |",
+        "16 patches",
+    ):
         assert words in result.stdout
 
 

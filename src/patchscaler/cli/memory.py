@@ -22,9 +22,7 @@ from patchscaler.errors import InputError, ModelError
 if TYPE_CHECKING:
     from patchscaler.texture_memory import ReferenceTextureMemory
 
-memory = typer.Typer(
-    name="memory", no_args_is_help=True, help="Build, show and measure texture memories."
-)
+memory = typer.Typer(name="memory", no_args_is_help=True, help="Build, show and measure texture memories.")
 
 FileArgument = Annotated[
     Path | None, typer.Argument(metavar="[FILE]", help="A texture memory; the model's own if none is named.")
@@ -43,7 +41,8 @@ def build(
     licence: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="LICENCE|FOLDER=LICENCE", help="Licence of all pictures, or of a folder's; may be repeated."
+            metavar="LICENCE|FOLDER=LICENCE",
+            help="Licence of all pictures, or of a folder's; may be repeated.",
         ),
     ] = None,
     manifest: Annotated[
@@ -89,7 +88,9 @@ def build(
         built.save(partial)
     if len(built) < entries:
         warn(f"{len(built)} entries, not {entries}: there are no more patches that differ enough")
-    typer.echo(f"{output}: from {len(pictures)} pictures, {counts.seen} patches, {counts.lively} of them not flat")
+    typer.echo(
+        f"{output}: from {len(pictures)} pictures, {counts.seen} patches, {counts.lively} of them not flat"
+    )
     typer.echo(_summary(built))
 
 
@@ -101,7 +102,9 @@ def show(
     ] = None,
     photo: Annotated[
         Path | None,
-        typer.Option(metavar="PHOTO", help="Draw instead which entries this photo's hardest patches retrieve."),
+        typer.Option(
+            metavar="PHOTO", help="Draw instead which entries this photo's hardest patches retrieve."
+        ),
     ] = None,
     notice: Annotated[
         bool, typer.Option("--notice", help="Print the notice of sources and licences, and nothing else.")
@@ -179,7 +182,9 @@ def ablate(
     larger: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A larger memory to compare with.")
     ] = None,
-    plan: Annotated[str, typer.Option(help="The model's plan to sample with, or T:N for all patches.")] = "balanced",
+    plan: Annotated[
+        str, typer.Option(help="The model's plan to sample with, or T:N for all patches.")
+    ] = "balanced",
     limit: LimitOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Precision.auto,

@@ -246,7 +246,9 @@ class _Run:
                         typer.echo(_summary(outcome.record))
 
 
-def _loader(model: str | None, device: str, dtype: str, memory: Path | None) -> Callable[[], PatchScalerPipeline]:
+def _loader(
+    model: str | None, device: str, dtype: str, memory: Path | None
+) -> Callable[[], PatchScalerPipeline]:
     @cache
     def load() -> PatchScalerPipeline:
         from patchscaler.pipeline import PatchScalerPipeline

@@ -132,7 +132,10 @@ def retrieved(
     else:
         generator = torch.Generator().manual_seed(scene.seed)
         index = torch.randint(len(memory), (len(keys), count), generator=generator).to(keys.device)
-        patches, similarity = memory.patches(index), (memory.keys[index] @ keys[..., None].to(memory.keys))[..., 0]
+        patches, similarity = (
+            memory.patches(index),
+            (memory.keys[index] @ keys[..., None].to(memory.keys))[..., 0],
+        )
     if level:
         similarity = similarity.mean().expand_as(similarity)
     return pipeline.texture_encoder(patches, similarity)
@@ -238,7 +241,9 @@ def to_markdown(result: Ablation) -> str:
         dfd, psnr, detail = (float(np.mean(values[metric])) for metric in METRICS)
         gains = ["", ""]
         if name != NULL:
-            gains = ["{:+.4f} [{:+.4f}, {:+.4f}]".format(*result.gain(name, metric)) for metric in METRICS[:2]]
+            gains = [
+                "{:+.4f} [{:+.4f}, {:+.4f}]".format(*result.gain(name, metric)) for metric in METRICS[:2]
+            ]
         lines.append(f"| {name} | {dfd:.4f} | {gains[0]} | {psnr:.3f} | {gains[1]} | {detail:.2f} |")
     lines += ["", f"{result.settings}. In brackets: 95 % interval of 1,000 resamples of the images, paired."]
     return "\n".join(lines) + "\n"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from patchscaler.errors import InputError
-from patchscaler.imaging.contact_sheet import Cell, Section, contact_sheet, outlined
+from patchscaler.imaging.contact_sheet import Cell, contact_sheet, outlined
 from patchscaler.imaging.streaming import Canvas
 from patchscaler.imaging.tensors import levels, to_planes
 from patchscaler.pipeline import MIN_SIDE, SCALE, PatchScalerPipeline
@@ -20,20 +18,16 @@ from patchscaler.texture_memory import Origin, ReferenceTextureMemory
 
 
 def memory_sheet(pipeline: PatchScalerPipeline, *, limit: int) -> np.ndarray:
-    """A contact sheet (H, W, 3) uint8 of the first entries of the memory, by category."""
+    """A contact sheet (H, W, 3) uint8 of the first entries of the memory, sorted by category."""
     memory = _memory(pipeline)
     shown = memory[:limit]
     pixels = decode_patches(pipeline, shown.patches(slice(None)))
-    total = Counter(memory.categories)
-    sections = []
-    for category in sorted(set(shown.categories)):
-        own = [number for number, name in enumerate(shown.categories) if name == category]
-        title = f"{category or 'no category'}: {total[category]} entries"
-        if len(own) < total[category]:
-            title += f", {len(own)} shown"
-        cells = [Cell(pixels[number], _caption(shown.origins[number])) for number in own]
-        sections.append(Section(title, cells))
-    return contact_sheet(sections, columns=12, side=128, lines=2)
+    order = sorted(range(len(shown)), key=lambda number: shown.categories[number])
+    cells = [Cell(pixels[number], _caption(shown.origins[number])) for number in order]
+    title = f"{len(memory)} entries of {len(set(memory.sources))} pictures"
+    if len(shown) < len(memory):
+        title += f"; the first {len(shown)} of them"
+    return contact_sheet(cells, columns=12, side=128, lines=2, title=title)
 
 
 def retrieval_sheet(pipeline: PatchScalerPipeline, pixels: np.ndarray, *, patches: int) -> np.ndarray:
@@ -50,20 +44,17 @@ def retrieval_sheet(pipeline: PatchScalerPipeline, pixels: np.ndarray, *, patche
     side = pipeline.sampling.patch_size * pipeline.autoencoder.factor // SCALE
     places = [(int(index) % columns * step, int(index) // columns * step) for index in hardest]
     whole = outlined(pixels, places, side, 768)
-    sections = []
+    cells = []
     for row, (left, top) in enumerate(places):
         confidence = float(quality[hardest[row]])
-        cells = [
-            Cell(pixels[top : top + side, left : left + side], (f"{row + 1}: input", "")),
-            Cell(coarse[row], ("restored (query)", f"confidence {confidence:.2f}")),
-        ]
+        cells.append(Cell(pixels[top : top + side, left : left + side], (f"{row + 1}: input", "")))
+        cells.append(Cell(coarse[row], ("restored (query)", f"confidence {confidence:.2f}")))
         for place in range(count):
             origin = memory.origins[int(found.entries[row, place])]
             similarity = float(found.similarity[row, place])
             first, second = _caption(origin)
             cells.append(Cell(retrieved[row * count + place], (f"{similarity:.2f}  {first}", second)))
-        sections.append(Section("", cells))
-    rows = contact_sheet(sections, columns=2 + count, side=160, lines=2)
+    rows = contact_sheet(cells, columns=2 + count, side=160, lines=2)
     return _beside(whole, rows)
 
 

@@ -127,7 +127,9 @@ def measure_retrieval(
         for kind, queries in (("clean", patches[own]), ("restored", restored)):
             found = _judge(name, kind, _each(represent, queries) @ base.T, own, same, right)
             if name == CLASSIFIER:
-                logits = _each(lambda part: pipeline.texture_classifier(part).logits, queries.to(pipeline.device))
+                logits = _each(
+                    lambda part: pipeline.texture_classifier(part).logits, queries.to(pipeline.device)
+                )
                 found = replace(found, head=_share(logits.argmax(dim=1) == wanted))
             rows.append(found)
     chance = float(((right & ~same).sum(dim=1) / (~same).sum(dim=1)).mean())

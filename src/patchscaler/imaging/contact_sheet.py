@@ -19,45 +19,33 @@ class Cell(NamedTuple):
     lines: tuple[str, ...] = ()
 
 
-class Section(NamedTuple):
-    """Cells, in rows filled from the left, under a heading if there is one."""
-
-    title: str
-    cells: Sequence[Cell]
-
-
-def contact_sheet(sections: Sequence[Section], *, columns: int, side: int, lines: int = 0) -> np.ndarray:
-    """Draw sections under each other.
+def contact_sheet(
+    cells: Sequence[Cell], *, columns: int, side: int, lines: int = 0, title: str = ""
+) -> np.ndarray:
+    """Draw cells in rows that are filled from the left.
 
     Args:
-        sections: what to draw.
+        cells: what to draw.
         columns: cells in a row.
         side: of a cell's square in pixels; pictures are fitted into it.
         lines: of text under each picture; longer ones are cut.
+        title: over all, if there is one.
 
     Returns:
         (H, W, 3) uint8.
     """
     pitch = (side + _GAP, side + lines * _LINE + _GAP)
-    rows = [-(-len(section.cells) // columns) for section in sections]
-    width = columns * pitch[0] + _GAP
-    heads = [_TITLE if section.title else _GAP for section in sections]
-    height = sum(head + count * pitch[1] for head, count in zip(heads, rows, strict=True)) + _GAP
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    heading, caption = ImageFont.load_default(15), ImageFont.load_default(11)
-    top = 0
-    for section, head, count in zip(sections, heads, rows, strict=True):
-        draw.text((_GAP, top + 10), section.title, _INK, heading)
-        top += head
-        for number, cell in enumerate(section.cells):
-            left, upper = _GAP + number % columns * pitch[0], top + number // columns * pitch[1]
-            picture = _fit(cell.pixels, side)
-            sheet.paste(picture, (left, upper))
-            for index, line in enumerate(cell.lines[:lines]):
-                colour = _INK if index == 0 else _SOFT
-                draw.text((left, upper + side + 2 + index * _LINE), _cut(line, caption, side), colour, caption)
-        top += count * pitch[1]
+    head = _TITLE if title else _GAP
+    size = (columns * pitch[0] + _GAP, head + -(-len(cells) // columns) * pitch[1] + _GAP)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    draw.text((_GAP, 10), title, _INK, ImageFont.load_default(15))
+    for number, cell in enumerate(cells):
+        left, top = _GAP + number % columns * pitch[0], head + number // columns * pitch[1]
+        sheet.paste(_fit(cell.pixels, side), (left, top))
+        for index, line in enumerate(cell.lines[:lines]):
+            place = (left, top + side + 2 + index * _LINE)
+            draw.text(place, _cut(line, font, side), _SOFT if index else _INK, font)
     return np.asarray(sheet)
 
 
@@ -69,7 +57,8 @@ def outlined(pixels: np.ndarray, boxes: Sequence[tuple[int, int]], box: int, sid
     for number, (left, top) in enumerate(boxes, start=1):
         corners = [round(value * zoom) for value in (left, top, left + box, top + box)]
         draw.rectangle(corners, outline=_MARK, width=2)
-        draw.text((corners[0] + 5, corners[1] + 2), str(number), _MARK, font, stroke_width=2, stroke_fill=_PAPER)
+        place = (corners[0] + 5, corners[1] + 2)
+        draw.text(place, str(number), _MARK, font, stroke_width=2, stroke_fill=_PAPER)
     return np.asarray(image)
 
 
