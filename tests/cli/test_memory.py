@@ -82,10 +82,14 @@ def test_show_draws_the_entries(run, built, model, tmp_path):
 def test_show_draws_what_a_photo_retrieves(run, built, model, photo, tmp_path):
     file, _ = built
     sheet = tmp_path / "sheet.png"
-    options = ("--photo", photo, "--patches", 2, "--model", model, "--device", "cpu")
+    options = ("--photo", photo, "--photo", photo, "--patches", 2, "--model", model, "--device", "cpu")
     result = run("memory", "show", file, "-o", sheet, *options)
     assert result.exit_code == 0, result.output
-    assert np.asarray(Image.open(sheet)).shape[1] > 768 + 5 * 160
+    pixels = np.asarray(Image.open(sheet))
+    half = len(pixels) // 2
+    assert pixels.shape[1] > 256 + 5 * 128
+    assert np.array_equal(pixels[:half], pixels[half:]), "the same photo twice"
+    assert pixels[:half, -128:-8].std() > 10, "an entry is drawn in the last column"
 
 
 def test_upscale_takes_a_memory_and_another_picture_comes_out(run, built, model, photo, tmp_path):

@@ -20,6 +20,8 @@ from patchscaler.cli.common import (
 from patchscaler.errors import InputError, ModelError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from patchscaler.texture_memory import ReferenceTextureMemory
 
 memory = typer.Typer(name="memory", no_args_is_help=True, help="Build, show and measure texture memories.")
@@ -101,23 +103,24 @@ def show(
         Path | None, typer.Option("--output", "-o", metavar="PICTURE", help="Draw a contact sheet.")
     ] = None,
     photo: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            metavar="PHOTO", help="Draw instead which entries this photo's hardest patches retrieve."
+            metavar="PHOTO",
+            help="Draw instead which entries this photo's hardest patches retrieve; may be repeated.",
         ),
     ] = None,
     notice: Annotated[
         bool, typer.Option("--notice", help="Print the notice of sources and licences, and nothing else.")
     ] = False,
     limit: Annotated[int, typer.Option(min=1, help="Draw at most so many entries.")] = 192,
-    patches: Annotated[int, typer.Option(min=1, help="Patches of the photo to show.")] = 6,
+    patches: Annotated[int, typer.Option(min=1, help="Patches to show of each photo.")] = 4,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Precision.auto,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Say what a texture memory holds, and draw it."""
-    if photo is not None and output is None:
+    if photo and output is None:
         raise InputError("--photo needs -o PICTURE")
     if output is not None:
         _check_output(output, "", overwrite)
@@ -128,17 +131,16 @@ def show(
         typer.echo(text(held).rstrip() if notice else _summary(held))
         return
 
-    from patchscaler.evaluation.prompts import memory_sheet, retrieval_sheet
+    from patchscaler.evaluation.prompts import memory_sheet, retrieval_sheet, stacked
     from patchscaler.imaging.io import read_photo, write_pixels
     from patchscaler.pipeline import PatchScalerPipeline
 
-    taken = None if photo is None else read_photo(photo).pixels
+    taken = [_eight_bits(read_photo(path).pixels) for path in photo or ()]
     pipeline = PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype.value, memory=file)
-    if taken is None:
-        sheet = memory_sheet(pipeline, limit=limit)
+    if taken:
+        sheet = stacked([retrieval_sheet(pipeline, pixels, patches=patches) for pixels in taken])
     else:
-        pixels = (taken >> 8).astype("uint8") if taken.dtype.itemsize == 2 else taken
-        sheet = retrieval_sheet(pipeline, pixels, patches=patches)
+        sheet = memory_sheet(pipeline, limit=limit)
     write_pixels(output, sheet)
 
 
@@ -224,6 +226,10 @@ def _check_output(output: Path, suffix: str, overwrite: bool) -> None:
         writable_format(output)
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists already; --overwrite replaces it")
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+    return (pixels >> 8).astype("uint8") if pixels.dtype.itemsize == 2 else pixels
 
 
 def _load(file: Path | None, model: str | None) -> ReferenceTextureMemory:

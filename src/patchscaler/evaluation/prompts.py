@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -43,7 +45,6 @@ def retrieval_sheet(pipeline: PatchScalerPipeline, pixels: np.ndarray, *, patche
     step = pipeline.sampling.stride * pipeline.autoencoder.factor // SCALE
     side = pipeline.sampling.patch_size * pipeline.autoencoder.factor // SCALE
     places = [(int(index) % columns * step, int(index) // columns * step) for index in hardest]
-    whole = outlined(pixels, places, side, 768)
     cells = []
     for row, (left, top) in enumerate(places):
         confidence = float(quality[hardest[row]])
@@ -54,8 +55,8 @@ def retrieval_sheet(pipeline: PatchScalerPipeline, pixels: np.ndarray, *, patche
             similarity = float(found.similarity[row, place])
             first, second = _caption(origin)
             cells.append(Cell(retrieved[row * count + place], (f"{similarity:.2f}  {first}", second)))
-    rows = contact_sheet(cells, columns=2 + count, side=160, lines=2)
-    return _beside(whole, rows)
+    rows = contact_sheet(cells, columns=2 + count, side=128, lines=2)
+    return _beside(outlined(pixels, places, side, max(256, len(rows) - 16)), rows)
 
 
 @torch.inference_mode()
@@ -94,11 +95,23 @@ def _caption(origin: Origin) -> tuple[str, str]:
     return (f"{origin.category}: {name}" if origin.category else name), origin.licence
 
 
+def stacked(sheets: Sequence[np.ndarray]) -> np.ndarray:
+    """Sheets (H, W, 3) under each other."""
+    width = max(sheet.shape[1] for sheet in sheets)
+    return np.concatenate([_widened(sheet, len(sheet), width) for sheet in sheets])
+
+
 def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Two pictures next to each other, at the top, on the colour of the right one's margin."""
-    height = max(len(left), len(right))
-    sheet = np.empty((height, left.shape[1] + right.shape[1] + 8, 3), dtype=np.uint8)
-    sheet[:] = right[0, 0]
-    sheet[: len(left), 8 : 8 + left.shape[1]] = left
-    sheet[: len(right), 8 + left.shape[1] :] = right
-    return sheet
+    """A picture with a margin of 8 and a sheet, next to each other."""
+    height = max(len(left) + 16, len(right))
+    panel = _widened(right[:1, :1], height, left.shape[1] + 8)
+    panel[8 : 8 + len(left), 8:] = left
+    return np.concatenate([panel, _widened(right, height, right.shape[1])], axis=1)
+
+
+def _widened(sheet: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A sheet with more of its margin below and to the right."""
+    wide = np.empty((height, width, 3), dtype=np.uint8)
+    wide[:] = sheet[0, 0]
+    wide[: len(sheet), : sheet.shape[1]] = sheet
+    return wide
