@@ -101,6 +101,25 @@ def test_a_memory_of_another_autoencoder_is_refused(pipeline):
         pipeline.with_memory(foreign)
 
 
+def test_keys_of_another_classifier_are_made_again(pipeline):
+    memory = pipeline.texture_memory
+    stale = dataclasses.replace(memory, keys=memory.keys.roll(1, dims=0), key_space="0" * 16)
+    torch.testing.assert_close(pipeline.with_memory(stale).texture_memory.keys, memory.keys)
+    kept = dataclasses.replace(stale, key_space=memory.key_space)
+    assert torch.equal(pipeline.with_memory(kept).texture_memory.keys, stale.keys)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_model_is_loaded_with_another_memory(pipeline, tmp_path, dtype):
+    pipeline.save_pretrained(tmp_path / "model")
+    pipeline.texture_memory[:5].save(tmp_path / "memory.safetensors")
+    loaded = PatchScalerPipeline.from_pretrained(
+        tmp_path / "model", device="cpu", dtype=dtype, memory=tmp_path / "memory.safetensors"
+    )
+    assert torch.equal(loaded.texture_memory.values, pipeline.texture_memory.values[:5])
+    assert len(loaded.make_prompt(pipeline.texture_memory.patches(slice(2)).to(loaded.dtype))) == 2
+
+
 def test_overlapping_patches_are_blended(pipeline, mixed):
     image, _ = mixed
     sampling = dataclasses.replace(pipeline.sampling, stride=8)

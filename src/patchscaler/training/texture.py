@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from patchscaler.data.dataset import Batch, TileSet
 from patchscaler.data.degradation import Degradation
-from patchscaler.models.texture_classifier import Texture, TextureClassifier
+from patchscaler.models.texture_classifier import TextureClassifier
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.storage import key_space, latent_space
 from patchscaler.texture_memory import Origin
@@ -67,19 +67,17 @@ class TextureStage(Stage):
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """Contrastive and category loss of the patches of the batch that are not held out."""
         _, restored, target = self.restored(batch, generator)
-        patches = self.cut(restored.latent), self.cut(target)
-        each = len(patches[0]) // len(target)
+        coarse, clean = self.classifier(self.cut(restored.latent)), self.classifier(self.cut(target))
         taught = self.taught[batch.sources]
-        taught = (taught | ~taught.any()).repeat_interleave(each)  # a small set may have none left
-        labels = batch.categories.repeat_interleave(each)[taught]
-        both = (self.classifier(part) for part in patches)
-        coarse, clean = (Texture(texture.key[taught], texture.logits[taught]) for texture in both)
-        contrast = contrastive_loss(coarse.key, clean.key, self.temperature)
+        taught = taught | ~taught.any()  # a small set may have none left
+        labels = torch.where(taught, batch.categories, -1)
+        taught, labels = (x.repeat_interleave(len(clean.key) // len(target)) for x in (taught, labels))
+        contrast = contrastive_loss(coarse.key, clean.key, self.temperature, taught)
         known = (labels >= 0).float()
         wrong = torch.zeros_like(contrast)
         for texture in (coarse, clean):
-            loss = F.cross_entropy(texture.logits.float(), labels.clamp(min=0), reduction="none")
-            wrong = wrong + (loss * known).sum() / known.sum().clamp(min=1) / 2
+            each = F.cross_entropy(texture.logits.float(), labels.clamp(min=0), reduction="none")
+            wrong = wrong + (each * known).sum() / known.sum().clamp(min=1) / 2
         found = (coarse.key @ clean.key.T).argmax(dim=1) == torch.arange(len(clean.key), device=labels.device)
         right = ((coarse.logits.argmax(1) == labels).float() * known).sum() / known.sum().clamp(min=1)
         logs = {"contrast": contrast, "category": wrong, "recall": found.float().mean(), "accuracy": right}
