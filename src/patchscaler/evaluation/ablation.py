@@ -19,6 +19,7 @@ from patchscaler.errors import InputError
 from patchscaler.evaluation import metrics
 from patchscaler.evaluation.calibrate import read_pairs
 from patchscaler.evaluation.metrics import Interval
+from patchscaler.features import feature_distance
 from patchscaler.imaging.tensors import levels
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.sampling.engine import PatchSet
@@ -222,10 +223,18 @@ def ablate(
     for done, (lr, hr) in enumerate(pairs):
         scene, (height, width) = _scene(pipeline, lr, hr, plan, seed)
         target = levels(hr, np.uint8)
+        wanted = judge.features(_pixels(target, pipeline.device))
         for variant in rows:
             latent = fold(sample(pipeline, scene, variant), *grid(height, width, size, stride), stride)
             image = levels(pipeline.decode(latent, lr[None])[0], np.uint8)
-            _record(result.values.setdefault(variant.name, {}), judge, image, target)
+            figures = (
+                float(feature_distance(judge.features(_pixels(image, pipeline.device)), wanted)),
+                metrics.psnr_y(image, target),
+                metrics.detail_energy(image, target),
+            )
+            values = result.values.setdefault(variant.name, {metric: [] for metric in METRICS})
+            for metric, figure in zip(METRICS, figures, strict=True):
+                values[metric].append(figure)
         if progress is not None:
             progress(done + 1, len(pairs))
     return result
@@ -283,15 +292,5 @@ def _scene(
     return Scene(patches, group, unfold(clean, size, stride), seed), (height, width)
 
 
-def _record(
-    values: dict[str, list[float]], judge: metrics.DeepFeatureDistance, image: np.ndarray, truth: np.ndarray
-) -> None:
-    device = next(judge.parameters()).device
-    pictures = [torch.from_numpy(x).permute(2, 0, 1)[None].to(device) / 255 for x in (image, truth)]
-    figures = (
-        float(judge(*pictures)),
-        metrics.psnr_y(image, truth),
-        metrics.detail_energy(image, truth),
-    )
-    for metric, figure in zip(METRICS, figures, strict=True):
-        values.setdefault(metric, []).append(figure)
+def _pixels(image: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)[None].to(device) / 255
