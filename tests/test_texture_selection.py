@@ -51,6 +51,22 @@ def test_no_two_chosen_are_near_duplicates(count, duplicate):
     assert float(similarity.max()) < duplicate or len(chosen) == 1
 
 
+def test_the_first_choice_is_the_most_typical():
+    keys = F.normalize(unit(1) + 0.3 * unit(31, seed=1))
+    keys[7] = -keys[7]
+    assert int(choose(keys, [""] * 31, 1)) == int((keys @ keys.T).sum(dim=0).argmax())
+
+
+def test_the_chosen_are_nearer_to_all_than_random_ones():
+    keys = F.normalize(unit(8, 32).repeat_interleave(40, 0) + 0.15 * unit(320, 32, seed=1))
+    chosen, random = (
+        choose(keys, [""] * 320, 12, 1.0),
+        torch.randperm(320, generator=torch.Generator().manual_seed(0)),
+    )
+    nearness = [float((keys @ keys[index].T).amax(dim=1).mean()) for index in (chosen, random[:12])]
+    assert nearness[0] > nearness[1]
+
+
 def test_more_entries_begin_with_the_fewer():
     keys, categories = unit(50), ["ab"[i % 2] for i in range(50)]
     assert choose(keys, categories, 30)[:12].tolist() == choose(keys, categories, 12).tolist()
@@ -90,7 +106,8 @@ def test_candidates_wait_in_bounded_space(monkeypatch):
     for number in range(30):
         patches = torch.randn(20, 2, 8, 8, generator=torch.Generator().manual_seed(number))
         made.add(patches, Origin(str(number), "MIT", "ab"[number % 2]))
-        assert len(made._origins) < 64 + 20
+        assert len(made._origins) <= 2 * 64
+        assert len(torch.cat(made._keys)) == len(torch.cat(made._patches)) == len(made._origins)
     memory = build(made)
     assert len(memory) == 8
     assert sorted(memory.categories) == ["a"] * 4 + ["b"] * 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,7 @@ FLAT = 0.5
 """Mean squared step between neighbouring latents, which have deviation 1, under which a quarter of a patch is flat."""
 DUPLICATE = 0.9
 """Similarity of keys from which two patches count as the same texture."""
-_WAITING = 16384
+_WAITING, _SERVED = 8192, 4096
 
 
 class MemoryBuilder:
@@ -33,6 +34,8 @@ class MemoryBuilder:
         self.seen = self.lively = 0
         self._patches: list[Tensor] = []
         self._keys: list[Tensor] = []
+        self._priority: list[Tensor] = []
+        self._random = torch.Generator().manual_seed(0)
         self._origins: list[Origin] = []
 
     def add(self, patches: Tensor, origin: Origin) -> None:
@@ -44,25 +47,37 @@ class MemoryBuilder:
             return
         self._patches.append(lively.half())
         self._keys.append(self.key_of(lively).float())
+        self._priority.append(torch.rand(len(lively), generator=self._random))
         self._origins += [origin] * len(lively)
-        if len(self._origins) >= max(_WAITING, 4 * self.entries):
-            self._reduce(max(_WAITING // 2, 2 * self.entries))
+        most = max(_WAITING, 4 * self.entries)
+        if len(self._origins) > 2 * most:
+            self._keep(self._drawn(most))
 
     def build(self, *, latent_space: str, key_space: str) -> ReferenceTextureMemory | None:
         """The memory, of fewer entries where there are not enough different ones; None if there is nothing."""
         if not self._origins:
             return None
-        self._reduce(self.entries)
+        categories = [origin.category for origin in self._origins]
+        self._keep(choose(torch.cat(self._keys), categories, self.entries, self.duplicate))
         (patches,) = self._patches
         return ReferenceTextureMemory.of(
             patches, self.key_of, self._origins, latent_space=latent_space, key_space=key_space
         )
 
-    def _reduce(self, count: int) -> None:
-        keys, patches = torch.cat(self._keys), torch.cat(self._patches)
-        chosen = choose(keys, [origin.category for origin in self._origins], count, self.duplicate)
-        self._keys, self._patches = [keys[chosen]], [patches[chosen]]
-        self._origins = [self._origins[number] for number in chosen.tolist()]
+    def _drawn(self, count: int) -> Tensor:
+        """A random sample of the candidates, by turns of category; as if drawn from all that were ever offered."""
+        priority = torch.cat(self._priority)
+        rank, seen = torch.empty_like(priority), Counter[str]()
+        for index in priority.argsort().tolist():
+            category = self._origins[index].category
+            rank[index], seen[category] = seen[category], seen[category] + 1
+        return rank.argsort(stable=True)[:count]
+
+    def _keep(self, index: Tensor) -> None:
+        for values in (self._patches, self._keys, self._priority):
+            whole = torch.cat(values)
+            values[:] = [whole[index.to(whole.device)]]
+        self._origins = [self._origins[number] for number in index.tolist()]
 
 
 def liveliness(patches: Tensor) -> Tensor:
@@ -73,25 +88,33 @@ def liveliness(patches: Tensor) -> Tensor:
 
 
 def choose(keys: Tensor, categories: Sequence[str], count: int, duplicate: float = DUPLICATE) -> Tensor:
-    """Indices of at most `count` keys (n, d), chosen one by one: farthest-point sampling, by turns of category.
+    """Indices of at most `count` keys (n, d), chosen one by one, by turns of category.
 
-    The category with the fewest chosen so far gives its key that is least similar to all chosen before. A category
-    has no more to give when that similarity reaches `duplicate`.
+    The category with the fewest chosen so far gives the key that brings its own keys nearest to what is chosen of them:
+    the one that raises the sum of their greatest similarities most (greedy facility location). Keys whose similarity to
+    a chosen one is `duplicate` or more are left out.
     """
-    names = sorted(set(categories))
-    number = {name: index for index, name in enumerate(names)}
-    label = torch.tensor([number[category] for category in categories], device=keys.device)
+    members = {
+        name: [i for i, own in enumerate(categories) if own == name] for name in sorted(set(categories))
+    }
+    step = -(-len(keys) // max(_SERVED, 2 * count))  # of a great many keys, so many stand for all
+    own = {name: torch.tensor(index, device=keys.device) for name, index in members.items()}
+    similarity = {name: keys[index[::step]] @ keys[index].T for name, index in own.items()}
+    served = {name: block.new_full((len(block), 1), -1.0) for name, block in similarity.items()}
+    filled = dict.fromkeys(members, 0)
     nearest = torch.full((len(keys),), -1.0, device=keys.device)
-    filled = dict.fromkeys(range(len(names)), 0)
     chosen: list[int] = []
     while filled and len(chosen) < count:
-        turn = min(filled, key=lambda label: filled[label])
-        similarity, index = nearest.masked_fill(label != turn, torch.inf).min(dim=0)
-        if float(similarity) >= duplicate:
+        turn = min(filled, key=lambda name: filled[name])
+        gain = (similarity[turn] - served[turn]).clamp_(min=0).sum(dim=0)
+        gain, place = gain.masked_fill(nearest[own[turn]] >= duplicate, -1.0).max(dim=0)
+        if float(gain) < 0:
             del filled[turn]
             continue
         filled[turn] += 1
-        chosen.append(int(index))
+        index = members[turn][int(place)]
+        chosen.append(index)
+        served[turn] = torch.maximum(served[turn], similarity[turn][:, place, None])
         nearest = torch.maximum(nearest, keys @ keys[index])
         nearest[index] = torch.inf
     return torch.tensor(chosen, device=keys.device)

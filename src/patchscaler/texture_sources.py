@@ -121,7 +121,7 @@ def build_memory(
     progress: Callable[[int, int], None] | None = None,
     on_skip: Callable[[str], None] = lambda reason: None,
 ) -> tuple[ReferenceTextureMemory, MemoryBuilder]:
-    """Cut pictures into patches and keep the most different ones, the same share of every category.
+    """Cut pictures into patches and keep those that stand best for all, the same share of every category.
 
     Args:
         pipeline: whose latents and keys the memory holds.
