@@ -8,20 +8,14 @@ from patchscaler.evaluation.retrieval import _judge, measure_retrieval, to_markd
 
 
 def test_ranks_are_counted_by_hand():
-    """Four patches of two pictures of one category each, and one more picture of the first's category."""
-    scores = torch.tensor([[0.9, 0.5, 0.7, 0.1, 0.2], [0.6, 0.4, 0.5, 0.3, 0.8]])
+    """Four patches of two pictures of one category each, one more picture of the first's, one of none."""
+    scores = torch.tensor([[0.9, 0.5, 0.7, 0.1, 0.2, 0.3], [0.6, 0.4, 0.5, 0.3, 0.8, 0.99]])
     own = torch.tensor([0, 1])
-    sources, categories = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 1, 0])
-    found = _judge(
-        "keys",
-        "restored",
-        scores,
-        own,
-        sources[own][:, None] == sources,
-        categories[own][:, None] == categories,
-    )
-    assert found.own == (0.5, 0.5, 1.0)  # first; fourth
-    assert found.source == (0.0, 1.0, 1.0)  # second and second, their own left out
+    sources, categories = torch.tensor([0, 0, 1, 1, 2, 3]), torch.tensor([0, 0, 1, 1, 0, -1])
+    same, right = sources[own][:, None] == sources, categories[own][:, None] == categories
+    found = _judge("keys", "restored", scores, own, same, ~same & (categories >= 0), right)
+    assert found.own == (0.5, 0.5, 1.0)  # first; fifth
+    assert found.source == (0.0, 1.0, 1.0)  # second and third, their own left out
     assert found.category == 0.5  # 0.7 is of the other category, 0.8 of the same
 
 
@@ -46,7 +40,7 @@ def test_a_report_searches_tiles_and_memory(make_pipeline, tiles):
     assert (report.tiles, report.queries, report.searched) == (6, 24, 24 + 12)
     assert not report.unseen
     assert seen[-1] == (6, 6)
-    assert report.chance == pytest.approx(4 / 32)
+    assert report.chance == pytest.approx(4 / 20)
     assert [(row.keys, row.query) for row in report.rows] == [
         (keys, query)
         for keys in ("texture classifier", "latent", "EfficientNet-Lite0")

@@ -36,7 +36,7 @@ class Found:
         query: "clean" or "restored".
         own: at 1, 3 and 10, its own clean patch; 1 by nature for clean queries.
         source: at 1, 3 and 10, another patch of its source, its own patch left out.
-        category: the best entry of another source is of its category.
+        category: the best entry of another source, of those whose category is known, is of its category.
         head: the classifier names its category; None for the baselines.
     """
 
@@ -57,7 +57,7 @@ class RetrievalReport:
         tiles: how many tiles queried.
         unseen: whether a training of this version left these tiles out.
         queries, searched: patches that searched, and that were searched.
-        chance: share of the entries of other sources that are of the query's category.
+        chance: share of these entries that are of the query's category.
         rows: one for each representation and kind of query.
     """
 
@@ -119,20 +119,21 @@ def measure_retrieval(
 
     same = sources[own][:, None] == sources
     right = categories[own][:, None] == categories
+    elsewhere = ~same & (categories >= 0)
     head_names = tuple(pipeline.texture_classifier.config["categories"])
     wanted = _numbers(tiles.category_names, head_names)[categories[own]]
     rows = []
     for name, represent in _representations(pipeline).items():
         base = _each(represent, patches)
         for kind, queries in (("clean", patches[own]), ("restored", restored)):
-            found = _judge(name, kind, _each(represent, queries) @ base.T, own, same, right)
+            found = _judge(name, kind, _each(represent, queries) @ base.T, own, same, elsewhere, right)
             if name == CLASSIFIER:
                 logits = _each(
                     lambda part: pipeline.texture_classifier(part).logits, queries.to(pipeline.device)
                 )
                 found = replace(found, head=_share(logits.argmax(dim=1) == wanted))
             rows.append(found)
-    chance = float(((right & ~same).sum(dim=1) / (~same).sum(dim=1)).mean())
+    chance = float(((right & elsewhere).sum(dim=1) / elsewhere.sum(dim=1)).mean())
     return RetrievalReport(
         pipeline.fingerprint, int(asked.sum()), not every, len(own), len(patches), chance, rows
     )
@@ -174,14 +175,26 @@ def _representations(pipeline: PatchScalerPipeline) -> dict[str, Callable[[Tenso
     }
 
 
-def _judge(keys: str, query: str, scores: Tensor, own: Tensor, same: Tensor, right: Tensor) -> Found:
-    """Scores (n, M), the number of each query's own patch (n,), and which entries are of its source and category."""
+def _judge(
+    keys: str, query: str, scores: Tensor, own: Tensor, same: Tensor, elsewhere: Tensor, right: Tensor
+) -> Found:
+    """Judge scores (n, M).
+
+    Args:
+        keys: name of the representation.
+        query: kind of the queries.
+        scores: inner products of queries and entries.
+        own: number of each query's own patch (n,).
+        same: entries of the query's source (n, M).
+        elsewhere: entries of other sources whose category is known.
+        right: entries of the query's category.
+    """
     mine = scores.gather(1, own[:, None])
     above = (scores > mine).sum(dim=1)
     others = scores.scatter(1, own[:, None], -2.0)
     kin = others.masked_fill(~same, -2.0).amax(dim=1, keepdim=True)
     before = (others > kin).sum(dim=1)
-    best = scores.masked_fill(same, -2.0).argmax(dim=1, keepdim=True)
+    best = scores.masked_fill(~elsewhere, -2.0).argmax(dim=1, keepdim=True)
     return Found(
         keys,
         query,
