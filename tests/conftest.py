@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from patchscaler.models.kl_autoencoder import KLAutoencoder
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.presets import build
-from patchscaler.storage import latent_space
-from patchscaler.texture_memory import ReferenceTextureMemory
+from patchscaler.storage import key_space, latent_space
+from patchscaler.texture_memory import Origin, ReferenceTextureMemory
 
 settings.register_profile("shared", deadline=None)  # no test asserts a time
 settings.load_profile("shared")
@@ -34,14 +34,13 @@ def enliven(pipeline: PatchScalerPipeline, seed: int = 0) -> PatchScalerPipeline
 def random_memory(pipeline: PatchScalerPipeline, entries: int = 12, seed: int = 1) -> ReferenceTextureMemory:
     generator = torch.Generator().manual_seed(seed)
     channels = pipeline.autoencoder.latent_channels
-    patches = torch.randn(3 * entries, channels, 16, 16, generator=generator)
-    return ReferenceTextureMemory.build(
+    patches = torch.randn(entries, channels, 16, 16, generator=generator)
+    return ReferenceTextureMemory.of(
         patches,
-        lambda part: pipeline.texture_classifier(part).key,
-        [f"image {number // 4}" for number in range(len(patches))],
-        ["CC0-1.0"] * len(patches),
-        entries=entries,
+        pipeline.keys,
+        [Origin(f"image {number // 4}", "CC0-1.0") for number in range(entries)],
         latent_space=latent_space(pipeline.autoencoder),
+        key_space=key_space(pipeline.texture_classifier),
     )
 
 

@@ -85,15 +85,7 @@ def test_threads_may_share_a_pipeline(pipeline, mixed):
 
 def test_without_texture_a_memory_does_not_matter(pipeline, mixed):
     image, plan = mixed
-    memory = pipeline.texture_memory
-    empty = dataclasses.replace(
-        memory,
-        values=memory.values[:0],
-        scales=memory.scales[:0],
-        keys=memory.keys[:0],
-        sources=(),
-        licences=(),
-    )
+    empty = pipeline.texture_memory[:0]
     off = pipeline(image, plan=plan, texture=False).image
     assert torch.equal(pipeline.with_memory(empty)(image, plan=plan).image, off)
     assert torch.equal(pipeline.with_memory(None)(image, plan=plan).image, off)
@@ -102,11 +94,7 @@ def test_without_texture_a_memory_does_not_matter(pipeline, mixed):
 
 def test_a_memory_smaller_than_the_prompt_is_used_whole(pipeline, mixed):
     image, plan = mixed
-    memory = pipeline.texture_memory
-    two = dataclasses.replace(
-        memory, values=memory.values[:2], scales=memory.scales[:2], keys=memory.keys[:2]
-    )
-    result = pipeline.with_memory(two)(image, plan=plan).image
+    result = pipeline.with_memory(pipeline.texture_memory[:2])(image, plan=plan).image
     assert not torch.equal(result, pipeline(image, plan=plan, texture=False).image)
 
 
@@ -114,6 +102,25 @@ def test_a_memory_of_another_autoencoder_is_refused(pipeline):
     foreign = dataclasses.replace(pipeline.texture_memory, latent_space="0" * 16)
     with pytest.raises(ModelError, match="another autoencoder"):
         pipeline.with_memory(foreign)
+
+
+def test_keys_of_another_classifier_are_made_again(pipeline):
+    memory = pipeline.texture_memory
+    stale = dataclasses.replace(memory, keys=memory.keys.roll(1, dims=0), key_space="0" * 16)
+    torch.testing.assert_close(pipeline.with_memory(stale).texture_memory.keys, memory.keys)
+    kept = dataclasses.replace(stale, key_space=memory.key_space)
+    assert torch.equal(pipeline.with_memory(kept).texture_memory.keys, stale.keys)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_model_is_loaded_with_another_memory(pipeline, tmp_path, dtype):
+    pipeline.save_pretrained(tmp_path / "model")
+    pipeline.texture_memory[:5].save(tmp_path / "memory.safetensors")
+    loaded = PatchScalerPipeline.from_pretrained(
+        tmp_path / "model", device="cpu", dtype=dtype, memory=tmp_path / "memory.safetensors"
+    )
+    assert torch.equal(loaded.texture_memory.values, pipeline.texture_memory.values[:5])
+    assert len(loaded.make_prompt(pipeline.texture_memory.patches(slice(2)).to(loaded.dtype))) == 2
 
 
 def test_overlapping_patches_are_blended(pipeline, mixed):

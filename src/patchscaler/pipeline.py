@@ -119,6 +119,7 @@ class PatchScalerPipeline:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         compile: bool = False,
+        memory: str | os.PathLike[str] | None = None,
     ) -> PatchScalerPipeline:
         """Load a model.
 
@@ -127,6 +128,7 @@ class PatchScalerPipeline:
             device: where to run; None takes the first GPU, else the CPU.
             dtype: precision; None takes fp16 on a GPU and fp32 on the CPU.
             compile: compile the networks with torch.compile when they are first called; see `Runner`.
+            memory: file of a texture memory to use instead of the model's own.
 
         Raises:
             ModelError: nothing there, or what is there is broken or of another kind.
@@ -141,6 +143,8 @@ class PatchScalerPipeline:
             raise ModelError(f"{folder / 'config.json'} has other sampling settings: {error}") from error
         pipeline = cls(**parts)
         pipeline.folder = folder
+        if memory is not None:
+            pipeline = pipeline.with_memory(ReferenceTextureMemory.load(memory))
         pipeline.runner.compile = compile
         return pipeline.to(place, resolve_dtype(dtype, place))
 
@@ -319,13 +323,16 @@ class PatchScalerPipeline:
             lr = lr.to(self.device, self.dtype)
         return self.autoencoder.decode(latent.to(self.device, self.dtype), lr)
 
+    def keys(self, patches: Tensor) -> Tensor:
+        """Unit-length keys (n, d) of latent patches (n, c, p, p), for the texture memory."""
+        return self.texture_classifier(patches.to(self.device, self.dtype)).key
+
     def make_prompt(self, latent: Tensor) -> Tensor:
         """Texture prompt tokens (n, L, w) of coarse patches y_0 (n, c, p, p)."""
         memory = self.texture_memory
         if memory is None or len(memory) == 0:
             return self.null_prompt(latent)
-        key = self.texture_classifier(latent).key
-        found = memory.search(key, min(self.sampling.prompt_count, len(memory)))
+        found = memory.search(self.keys(latent), min(self.sampling.prompt_count, len(memory)))
         return self.texture_encoder(found.patches, found.similarity)
 
     def null_prompt(self, latent: Tensor) -> Tensor:
@@ -368,14 +375,14 @@ class PatchScalerPipeline:
         ).to(self.device, torch.float32)
 
     def with_memory(self, memory: ReferenceTextureMemory | None) -> PatchScalerPipeline:
-        """The same networks with another texture memory.
+        """The same networks with another texture memory; keys of another classifier are made again.
 
         Raises:
             ModelError: the memory holds latents of another autoencoder.
         """
         if memory is not None:
-            storage.check_latent_space(memory, self.autoencoder)
             memory = memory.to(self.device, self.dtype)
+            memory = storage.fit_memory(memory, self.autoencoder, self.texture_classifier)
         other = PatchScalerPipeline(
             **self.networks,  # type: ignore[arg-type]
             sampling=replace(self.sampling),

@@ -64,8 +64,9 @@ def load(folder: Path) -> dict[str, Any]:
     _check_fit(folder, parts)
     memory = folder / _MEMORY
     if memory.exists():
-        parts["texture_memory"] = ReferenceTextureMemory.load(memory)
-        check_latent_space(parts["texture_memory"], parts["autoencoder"])
+        parts["texture_memory"] = fit_memory(
+            ReferenceTextureMemory.load(memory), parts["autoencoder"], parts["texture_classifier"]
+        )
     return parts
 
 
@@ -92,21 +93,46 @@ def write_plans(folder: Path, plans: Mapping[str, Plan]) -> None:
     _write_config(folder, config)
 
 
+def memory_file(folder: Path) -> Path:
+    """Where a model folder keeps its texture memory, if it has one."""
+    return folder / _MEMORY
+
+
 def latent_space(autoencoder: nn.Module) -> str:
     """A name for the latents of an autoencoder: the hash of all that shapes them, in half precision."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(autoencoder.state_dict().items()):
-        if "decoder" not in name:
-            digest.update(tensor.detach().half().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return _hash({name: value for name, value in autoencoder.state_dict().items() if "decoder" not in name})
 
 
-def check_latent_space(memory: ReferenceTextureMemory, autoencoder: nn.Module) -> None:
-    """Refuse a memory of another autoencoder's latents with a ModelError."""
+def key_space(classifier: nn.Module) -> str:
+    """A name for the keys of a texture classifier, in the same way."""
+    return _hash({name: value for name, value in classifier.state_dict().items() if "to_logits" not in name})
+
+
+def fit_memory(
+    memory: ReferenceTextureMemory, autoencoder: nn.Module, classifier: nn.Module
+) -> ReferenceTextureMemory:
+    """The memory with the keys of this classifier, made again if they are another's.
+
+    Raises:
+        ModelError: the memory holds latents of another autoencoder.
+    """
     if memory.latent_space != latent_space(autoencoder):
         raise ModelError(
             "this texture memory was built with another autoencoder: build it again for this model"
         )
+    own = key_space(classifier)
+    if memory.key_space in (None, own):
+        return memory
+    dtype = next(classifier.parameters()).dtype
+    with torch.inference_mode():
+        return memory.with_keys(lambda patches: classifier(patches.to(dtype)).key, own)
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for _, tensor in sorted(tensors.items()):
+        digest.update(tensor.detach().half().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _check_fit(folder: Path, parts: Mapping[str, Any]) -> None:

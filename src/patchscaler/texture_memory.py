@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,20 @@ from torch import Tensor
 
 from patchscaler.errors import ModelError
 
+KeyFunction = Callable[[Tensor], Tensor]
+"""Unit-length keys (n, d) of latent patches (n, c, p, p)."""
+
 _FORMAT = "patchscaler texture memory 1"
+_ON_HOST = 2**28
+"""Values of more bytes than this stay on the host: only what is found travels."""
+
+
+class Origin(NamedTuple):
+    """Where a patch comes from: patches of one image share their source; an unknown category is empty."""
+
+    source: str
+    licence: str
+    category: str = ""
 
 
 class Retrieved(NamedTuple):
@@ -31,71 +45,102 @@ class Retrieved(NamedTuple):
 class ReferenceTextureMemory:
     """M high-quality latent patches, stored in 8 bits, with their keys and their origin.
 
+    Entries come in the order they were chosen in, so the first of them are themselves a good smaller memory.
+
     Attributes:
         values: int8 (M, c, p, p); a patch is `values * scales`.
         scales: float (M, c, 1, 1).
         keys: unit-length keys (M, d).
-        sources: origin of each entry; entries cut from one image share it.
-        licences: licence of each entry.
+        origins: source, licence and category of each entry.
         latent_space: fingerprint of the autoencoder whose latents these are.
+        key_space: fingerprint of the classifier whose keys these are; None if not known.
     """
 
     values: Tensor
     scales: Tensor
     keys: Tensor
-    sources: tuple[str, ...]
-    licences: tuple[str, ...]
+    origins: tuple[Origin, ...]
     latent_space: str
+    key_space: str | None = None
 
     @classmethod
-    def build(
+    def of(
         cls,
         patches: Tensor,
-        key_of: Callable[[Tensor], Tensor],
-        sources: Sequence[str],
-        licences: Sequence[str],
+        key_of: KeyFunction,
+        origins: Sequence[Origin],
         *,
-        entries: int,
         latent_space: str,
+        key_space: str,
     ) -> ReferenceTextureMemory:
-        """Choose `entries` of the latent patches (n, c, p, p), far apart in key space, and store them.
+        """A memory of these latent patches (n, c, p, p), in this order."""
+        patches = patches.float()
+        scales = patches.abs().amax(dim=(2, 3), keepdim=True).clamp(min=1e-4) / 127
+        values = (patches / scales).round().to(torch.int8)
+        empty = cls(values, scales, patches.new_empty(len(patches), 0), tuple(origins), latent_space)
+        return empty.with_keys(key_of, key_space)
 
-        Flat patches, the quarter with the least variance, are left out unless there would be too few.
-        """
-        variance = patches.float().var(dim=(2, 3)).mean(dim=1)
-        lively = variance.argsort(descending=True)[: max(entries, 3 * len(patches) // 4)]
-        keys = torch.cat([key_of(part) for part in patches[lively].split(1024)]).float()
-        chosen = farthest_points(keys, entries)
-        picked = lively[chosen]
-        kept = patches[picked].float()
-        scales = kept.abs().amax(dim=(2, 3), keepdim=True).clamp(min=1e-4) / 127
-        index: list[int] = picked.tolist()
-        return cls(
-            (kept / scales).round().to(torch.int8),
-            scales,
-            keys[chosen],
-            tuple(sources[i] for i in index),
-            tuple(licences[i] for i in index),
-            latent_space,
-        )
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Source of each entry."""
+        return tuple(origin.source for origin in self.origins)
+
+    @property
+    def licences(self) -> tuple[str, ...]:
+        """Licence of each entry."""
+        return tuple(origin.licence for origin in self.origins)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Category of each entry."""
+        return tuple(origin.category for origin in self.origins)
 
     def __len__(self) -> int:
         """Number of entries."""
         return len(self.keys)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> ReferenceTextureMemory:
-        """The memory on a device, its scales and keys in `dtype`."""
-        return ReferenceTextureMemory(
-            self.values.to(device),
-            self.scales.to(device, dtype),
-            self.keys.to(device, dtype),
-            self.sources,
-            self.licences,
-            self.latent_space,
+    def __getitem__(self, index: slice) -> ReferenceTextureMemory:
+        """A memory of some of the entries."""
+        return replace(
+            self,
+            values=self.values[index],
+            scales=self.scales[index],
+            keys=self.keys[index],
+            origins=self.origins[index],
         )
 
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> ReferenceTextureMemory:
+        """The memory on a device, its scales and keys in `dtype`; values that would fill the device stay behind."""
+        return replace(
+            self,
+            values=self.values if self.values.nbytes > _ON_HOST else self.values.to(device),
+            scales=self.scales.to(device, dtype),
+            keys=self.keys.to(device, dtype),
+        )
+
+    def patches(self, index: Tensor | slice) -> Tensor:
+        """Latent patches of the entries `index`, of any shape, where the scales are and in their type."""
+        if isinstance(index, Tensor):
+            values = self.values[index.to(self.values.device)]
+            return values.to(self.scales) * self.scales[index.to(self.scales.device)]
+        return self.values[index].to(self.scales) * self.scales[index]
+
+    def with_keys(self, key_of: KeyFunction, key_space: str) -> ReferenceTextureMemory:
+        """The same entries with the keys of another classifier."""
+        parts = torch.arange(len(self), device=self.scales.device).split(256)
+        if not parts:
+            return replace(self, key_space=key_space)
+        keys = torch.cat([key_of(self.patches(part)) for part in parts])
+        return replace(self, keys=keys.to(self.scales.dtype), key_space=key_space)
+
     def search(
-        self, queries: Tensor, k: int, *, exclude: Tensor | None = None, chunk: int = 65536
+        self,
+        queries: Tensor,
+        k: int,
+        *,
+        exclude: Tensor | None = None,
+        chunk: int = 65536,
+        scores: int = 2**24,
     ) -> Retrieved:
         """The K entries with the largest inner product with each query, exactly.
 
@@ -103,27 +148,39 @@ class ReferenceTextureMemory:
             queries: unit-length keys (n, d).
             k: entries per query, at most `len(self)`.
             exclude: bool (n, M), entries that a query must not find.
-            chunk: keys compared at a time; a memory of any size is searched in bounded space.
+            chunk: keys compared at a time.
+            scores: most inner products that are held at a time, whatever the numbers of queries and keys.
         """
         queries = queries.to(self.keys.dtype)
-        best: list[tuple[Tensor, Tensor]] = []
+        rows = max(1, scores // min(chunk, len(self)))
+        hidden = repeat(None) if exclude is None else exclude.split(rows)
+        parts = zip(queries.split(rows), hidden, strict=False)
+        found = [self._search(part, k, own, chunk) for part, own in parts]
+        similarity, index = (torch.cat(part) for part in zip(*found, strict=True))
+        return Retrieved(self.patches(index), similarity, index)
+
+    def _search(self, queries: Tensor, k: int, exclude: Tensor | None, chunk: int) -> tuple[Tensor, Tensor]:
+        """Similarities and numbers (n, K), best first; the best so far compete with each chunk's own."""
+        best, index = queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0).long()
         for start in range(0, len(self), chunk):
             scores = queries @ self.keys[start : start + chunk].T
             if exclude is not None:
                 scores = scores.masked_fill(exclude[:, start : start + chunk], -1.0)
             top = scores.topk(min(k, scores.shape[1]), dim=1)
-            best.append((top.values, top.indices + start))
-        similarity, order = torch.cat([values for values, _ in best], dim=1).topk(k, dim=1)
-        index = torch.cat([indices for _, indices in best], dim=1).gather(1, order)
-        return Retrieved(self.values[index].to(self.scales.dtype) * self.scales[index], similarity, index)
-
-    def source_ids(self) -> dict[str, int]:
-        """A number for each source."""
-        return {source: number for number, source in enumerate(dict.fromkeys(self.sources))}
+            best, order = torch.cat((best, top.values), dim=1).sort(dim=1, descending=True, stable=True)
+            index = torch.cat((index, top.indices + start), dim=1).gather(1, order)
+            best, index = best[:, :k], index[:, :k]
+        return best, index
 
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Write one safetensors file; sources and licences go into its header."""
-        origin = {"sources": self.sources, "licences": self.licences, "latent_space": self.latent_space}
+        """Write one safetensors file; its header holds the origins as JSON."""
+        origin = {
+            "sources": self.sources,
+            "licences": self.licences,
+            "categories": self.categories,
+            "latent_space": self.latent_space,
+            "key_space": self.key_space,
+        }
         tensors = {
             "values": self.values.cpu().contiguous(),
             "scales": self.scales.half().cpu().contiguous(),
@@ -133,7 +190,7 @@ class ReferenceTextureMemory:
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> ReferenceTextureMemory:
-        """Read what `save` wrote.
+        """Read what `save` wrote; files of version 0.1.0 name neither categories nor the classifier.
 
         Raises:
             ModelError: the file is missing, broken or no texture memory.
@@ -147,20 +204,11 @@ class ReferenceTextureMemory:
         except (OSError, SafetensorError) as error:
             raise ModelError(f"cannot read the texture memory {file}: {error}") from error
         origin = json.loads(header["origin"])
+        categories = origin.get("categories") or [""] * len(origin["sources"])
+        origins = zip(origin["sources"], origin["licences"], categories, strict=True)
         return cls(
             **tensors,
-            sources=tuple(origin["sources"]),
-            licences=tuple(origin["licences"]),
+            origins=tuple(Origin(*each) for each in origins),
             latent_space=origin["latent_space"],
+            key_space=origin.get("key_space"),
         )
-
-
-def farthest_points(keys: Tensor, count: int) -> Tensor:
-    """Indices (count,) of keys (n, d) chosen one by one, each the least similar to those before it."""
-    chosen = torch.empty(min(count, len(keys)), dtype=torch.int64, device=keys.device)
-    nearest = torch.full((len(keys),), -2.0, device=keys.device)
-    chosen[0] = 0
-    for position in range(1, len(chosen)):
-        nearest = torch.maximum(nearest, keys @ keys[chosen[position - 1]])
-        chosen[position] = nearest.argmin()
-    return chosen

@@ -52,6 +52,16 @@ def test_contrast_works_both_ways_and_sharpens_with_a_lower_temperature(keys):
     assert contrastive_loss(keys, other, 0.05) < contrastive_loss(keys, other, 0.5)
 
 
+def test_rows_that_do_not_count_are_as_if_they_were_not_there():
+    keys, other = (F.normalize(torch.randn(8, 6), dim=1).requires_grad_() for _ in range(2))
+    taught = torch.tensor([True, False, True, True, False, True, True, True])
+    loss = contrastive_loss(keys, other, 0.1, taught)
+    torch.testing.assert_close(loss, contrastive_loss(keys[taught], other[taught], 0.1))
+    loss.backward()
+    for values in (keys, other):
+        assert (values.grad.abs().sum(dim=1) > 0).tolist() == taught.tolist()
+
+
 def test_a_contest_is_even_at_equal_scores_and_falls_with_the_lead():
     def loss(winner, loser):
         return float(relativistic_loss([torch.full((2, 1, 3, 3), winner)], [torch.full((2, 1, 3, 3), loser)]))

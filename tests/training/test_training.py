@@ -14,9 +14,11 @@ from patchscaler.data.degradation import Degradation
 from patchscaler.errors import InputError
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.sampling.grouping import Plan
+from patchscaler.storage import key_space
 from patchscaler.training.loop import train
 from patchscaler.training.recipe import Recipe
 from patchscaler.training.stages import STAGES
+from patchscaler.training.texture import held_out
 
 STEPS = 4
 OPTIONS = {
@@ -136,10 +138,18 @@ def test_a_new_autoencoder_drops_the_texture_memory_of_the_old(make_pipeline, ti
 
 def test_the_texture_memory_holds_what_its_licences_allow(make_pipeline, tiles, tmp_path):
     pipeline = make_pipeline()
+    pipeline.autoencoder.latent_std.fill_(0.001)  # latents of an untrained encoder are flat
     recipe = Recipe("texture", OPTIONS["texture"], iterations=1, batch=2, crop=128, precision="fp32")
     train(pipeline, tiles, recipe, tmp_path)
-    memory = PatchScalerPipeline.from_pretrained(tmp_path, device="cpu").texture_memory
-    assert len(memory) == 10
+    loaded = PatchScalerPipeline.from_pretrained(tmp_path, device="cpu")
+    memory = loaded.texture_memory
+    assert 1 <= len(memory) <= 10
+    assert memory.key_space == key_space(loaded.texture_classifier)
+    torch.testing.assert_close(
+        loaded.keys(memory.patches(slice(None))), memory.keys.float(), atol=0.01, rtol=0
+    )
+    category_of = {"textures/brick__0.webp": "brick", "textures/brick__1.webp": "brick", "train/0.png": ""}
+    assert [category_of[source] for source in memory.sources] == list(memory.categories)
     licence_of = {
         "textures/brick__0.webp": "CC0-1.0",
         "textures/brick__1.webp": "CC0-1.0",
@@ -148,6 +158,22 @@ def test_the_texture_memory_holds_what_its_licences_allow(make_pipeline, tiles, 
     assert set(memory.sources) <= set(licence_of)
     assert [licence_of[source] for source in memory.sources] == list(memory.licences)
     assert tuple(pipeline.texture_classifier.config["categories"]) == ("brick", "moss")
+
+
+def test_held_out_pictures_teach_the_classifier_nothing(make_pipeline, tiles):
+    pipeline = make_pipeline()
+    stage = STAGES["texture"](pipeline, tiles, Degradation())
+    batch = tiles.sample(12, 128, torch.Generator().manual_seed(0), texture_share=0.5)
+    stage.taught[:] = torch.tensor([name.startswith("textures") for name in tiles.source_names])
+    kept = stage.taught[batch.sources]
+    assert 0 < int(kept.sum()) < 12
+    loss, _ = stage(batch, torch.Generator().manual_seed(1))
+    batch.images[~kept] = 1 - batch.images[~kept]
+    again, _ = stage(batch, torch.Generator().manual_seed(1))
+    assert torch.equal(again, loss)
+    batch.images[kept] = 1 - batch.images[kept]
+    assert not torch.equal(stage(batch, torch.Generator().manual_seed(1))[0], loss)
+    assert 0.05 < sum(held_out(f"picture {number}") for number in range(1000)) / 1000 < 0.15
 
 
 def test_without_licences_there_is_no_texture_memory(make_pipeline, tiles, tmp_path):

@@ -13,6 +13,7 @@ from patchscaler._version import __version__
 from patchscaler.cli.calibrate import calibrate
 from patchscaler.cli.evaluate import evaluate
 from patchscaler.cli.info import info
+from patchscaler.cli.memory import memory
 from patchscaler.cli.serve import serve
 from patchscaler.cli.train import train
 from patchscaler.cli.ui import ui
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 for _command in (upscale, ui, serve, info, evaluate, train, calibrate):
     app.command()(_command)
+app.add_typer(memory)
 
 
 def _show_version(wanted: bool) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.progress import Progress as Bar
 
     from patchscaler.pipeline import PatchScalerPipeline
@@ -55,7 +57,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings
 
 
 def load_pipeline(
-    model: str | None, device: str, dtype: str, *, compiled: bool = False
+    model: str | None, device: str, dtype: str, *, compiled: bool = False, memory: Path | None = None
 ) -> Callable[[], PatchScalerPipeline]:
     """A function that loads a pipeline when it is first called."""
 
@@ -63,7 +65,9 @@ def load_pipeline(
     def load() -> PatchScalerPipeline:
         from patchscaler.pipeline import PatchScalerPipeline
 
-        return PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype, compile=compiled)
+        return PatchScalerPipeline.from_pretrained(
+            model, device=device, dtype=dtype, compile=compiled, memory=memory
+        )
 
     return load
 

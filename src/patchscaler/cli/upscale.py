@@ -79,6 +79,10 @@ def upscale(
     ] = False,
     model: ModelOption = None,
     texture: Annotated[bool, typer.Option("--texture/--no-texture", help="Use texture prompts.")] = True,
+    memory: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Texture memory to use instead of the model's own."),
+    ] = None,
     memory_limit: Annotated[
         str | None,
         typer.Option(
@@ -133,7 +137,7 @@ def upscale(
     )
     names = devices.split(",") if devices else [device]
     run = _Run(
-        [load_pipeline(model, name.strip(), dtype.value, compiled=compiled) for name in names],
+        [load_pipeline(model, name.strip(), dtype.value, compiled=compiled, memory=memory) for name in names],
         call,
         OutputOptions(strip, jpeg_quality),
         overwrite,
@@ -151,6 +155,7 @@ def upscale(
         settings = {
             "size": size.__dict__,
             "model": model,
+            "memory": str(memory) if memory else None,
             **call.__dict__,
             **run.output.__dict__,
             "suffix": suffix,

@@ -23,11 +23,26 @@ def confidence_loss(confidence: Tensor, squared_error: Tensor, eta: float) -> Te
     return (confidence * squared_error - eta * confidence.clamp(min=1e-6).log()).mean()
 
 
-def contrastive_loss(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """InfoNCE both ways between unit vectors (n, d), of which row i belongs to row i (arXiv 1807.03748)."""
+def contrastive_loss(
+    queries: Tensor, keys: Tensor, temperature: float, taught: Tensor | None = None
+) -> Tensor:
+    """InfoNCE both ways between unit vectors (n, d), of which row i belongs to row i (arXiv 1807.03748).
+
+    Args:
+        queries: vectors that look for their own row.
+        keys: vectors that are found.
+        temperature: of the softmax.
+        taught: bool (n,), the rows that count; the others are neither queries nor keys. None takes all.
+    """
     logits = queries @ keys.T / temperature
     own = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    count: Tensor | int = len(logits)
+    if taught is not None:
+        # Alone with itself, a row that does not count has no loss; the shape stays what it is.
+        apart = ~(taught[:, None] & taught) & ~torch.eye(len(own), dtype=torch.bool, device=own.device)
+        logits, count = logits.masked_fill(apart, -torch.inf), taught.sum()
+    both = (F.cross_entropy(x, own, reduction="sum") for x in (logits, logits.T))
+    return sum(both, logits.new_zeros(())) / count / 2
 
 
 def relativistic_loss(winners: Sequence[Tensor], losers: Sequence[Tensor]) -> Tensor:

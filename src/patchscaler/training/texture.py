@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,14 +12,22 @@ from patchscaler.data.dataset import Batch, TileSet
 from patchscaler.data.degradation import Degradation
 from patchscaler.models.texture_classifier import TextureClassifier
 from patchscaler.pipeline import PatchScalerPipeline
-from patchscaler.storage import latent_space
-from patchscaler.texture_memory import ReferenceTextureMemory
+from patchscaler.storage import key_space, latent_space
+from patchscaler.texture_memory import Origin
+from patchscaler.texture_selection import MemoryBuilder
 from patchscaler.training.losses import contrastive_loss
 from patchscaler.training.stage import Logs, Stage, encoders
 
 
+def held_out(source: str) -> bool:
+    """Whether a picture is one of the tenth, by the hash of its name, that never teaches the classifier."""
+    return zlib.crc32(source.encode()) % 10 == 0
+
+
 class TextureStage(Stage):
     """The classifier: a restored patch must find its own clean patch, and name its category.
+
+    Pictures that `held_out` names teach it nothing, so that it can be judged on them.
 
     Args:
         pipeline, tiles, degradation: as in `Stage`.
@@ -26,6 +36,8 @@ class TextureStage(Stage):
         entries: size of the texture memory built at the end.
         licences: licence of each source, by prefix, that may enter the memory.
     """
+
+    taught: Tensor
 
     def __init__(
         self,
@@ -44,6 +56,8 @@ class TextureStage(Stage):
         self.classifier = pipeline.texture_classifier
         self.temperature, self.category = temperature, category
         self.entries, self.licences = entries, licences or {}
+        taught = torch.tensor([not held_out(name) for name in tiles.source_names])
+        self.register_buffer("taught", taught, persistent=False)
         self.freeze_all_but(self.classifier)
 
     def compiled(self) -> list[nn.Module]:
@@ -51,11 +65,14 @@ class TextureStage(Stage):
         return [*encoders(self.pipeline), self.restoration, self.classifier]
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
-        """Contrastive and category loss of all patches of the batch."""
+        """Contrastive and category loss of the patches of the batch that are not held out."""
         _, restored, target = self.restored(batch, generator)
         coarse, clean = self.classifier(self.cut(restored.latent)), self.classifier(self.cut(target))
-        contrast = contrastive_loss(coarse.key, clean.key, self.temperature)
-        labels = batch.categories.repeat_interleave(len(clean.key) // len(target))
+        taught = self.taught[batch.sources]
+        taught = taught | ~taught.any()  # a small set may have none left
+        labels = torch.where(taught, batch.categories, -1)
+        taught, labels = (x.repeat_interleave(len(clean.key) // len(target)) for x in (taught, labels))
+        contrast = contrastive_loss(coarse.key, clean.key, self.temperature, taught)
         known = (labels >= 0).float()
         wrong = torch.zeros_like(contrast)
         for texture in (coarse, clean):
@@ -70,27 +87,19 @@ class TextureStage(Stage):
     def finish(self) -> None:
         """Build the texture memory from the tiles whose licence allows it; without such tiles there is none."""
         self.pipeline.texture_memory = None  # its keys are the former classifier's
-        patches: list[Tensor] = []
-        sources: list[str] = []
-        licences: list[str] = []
+        # `forward`, not the call: what is compiled for the shape of a batch would be compiled again for each of these.
+        builder = MemoryBuilder(lambda part: self.classifier.forward(part).key, self.entries)
         for batch in self.tiles.batches(16):
-            names = [self.tiles.source_names[number] for number in batch.sources.tolist()]
-            granted = [self._licence(name) for name in names]
-            cut = self.cut(self.autoencoder.encode(batch.images)).unflatten(0, (len(names), -1))
-            for own, name, licence in zip(cut, names, granted, strict=True):
+            cut = self.cut(self.autoencoder.encode(batch.images)).unflatten(0, (len(batch.images), -1))
+            numbers = zip(batch.sources.tolist(), batch.categories.tolist(), strict=True)
+            for own, (source, category) in zip(cut, numbers, strict=True):
+                name = self.tiles.source_names[source]
+                licence = self._licence(name)
                 if licence is not None:
-                    patches.append(own)
-                    sources += [name] * len(own)
-                    licences += [licence] * len(own)
-        if not patches:
-            return
-        self.pipeline.texture_memory = ReferenceTextureMemory.build(
-            torch.cat(patches),
-            lambda part: self.classifier(part).key,
-            sources,
-            licences,
-            entries=self.entries,
-            latent_space=latent_space(self.autoencoder),
+                    known = self.tiles.category_names[category] if category >= 0 else ""
+                    builder.add(own, Origin(name, licence, known))
+        self.pipeline.texture_memory = builder.build(
+            latent_space=latent_space(self.autoencoder), key_space=key_space(self.classifier)
         )
 
     def _licence(self, source: str) -> str | None:

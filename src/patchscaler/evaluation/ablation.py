@@ -1,0 +1,296 @@
+"""What texture prompts change: the same weights, the same y_0 and noise, other prompts.
+
+Each image is encoded and restored once; every variant samples its patches from there. Variants are compared with
+sampling without prompts, image by image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path as FilePath
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchscaler.errors import InputError
+from patchscaler.evaluation import metrics
+from patchscaler.evaluation.calibrate import read_pairs
+from patchscaler.evaluation.metrics import Interval
+from patchscaler.features import feature_distance
+from patchscaler.imaging.tensors import levels
+from patchscaler.pipeline import PatchScalerPipeline
+from patchscaler.sampling.engine import PatchSet
+from patchscaler.sampling.grouping import Plan, assign, patch_quality
+from patchscaler.sampling.noise import patch_noise
+from patchscaler.sampling.patches import fold, grid, unfold
+from patchscaler.sampling.schedule import solver_step, start_state
+from patchscaler.texture_memory import ReferenceTextureMemory
+
+NULL = "no prompt"
+SIZES = (64, 256, 1024)
+METRICS = ("dfd", "psnr_y", "detail_energy")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What all variants of one image share.
+
+    Attributes:
+        patches: y_0, conditions, noise and paths of its patches.
+        group: of each patch (n,).
+        clean: encoded truth of each patch (n, c, p, p), for the variants that are not fair.
+        seed: of what is random.
+    """
+
+    patches: PatchSet
+    group: Tensor
+    clean: Tensor
+    seed: int
+
+
+Prompt = Callable[[PatchScalerPipeline, Scene], Tensor]
+"""Prompt tokens (n, L, w) of the patches of a scene."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to prompt.
+
+    Attributes:
+        name: what its row is called.
+        prompt: makes the tokens.
+        guidance: s in null + s (prompt - null).
+    """
+
+    name: str
+    prompt: Prompt
+    guidance: float = 1.0
+
+
+@dataclass
+class Ablation:
+    """Figures of every variant, by metric, one per image; `settings` is a line that says of what."""
+
+    settings: str
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    def gain(self, name: str, metric: str) -> Interval:
+        """Mean of variant - no prompt over the images, with its 95 % interval."""
+        ours, null = (np.array(self.values[row][metric]) for row in (name, NULL))
+        return metrics.paired_bootstrap(ours, null)
+
+
+def variants(pipeline: PatchScalerPipeline, larger: ReferenceTextureMemory | None = None) -> list[Variant]:
+    """The rows of the ablation; memories larger than there is one are left out."""
+    memory = pipeline.texture_memory
+    if memory is None or not len(memory):
+        raise InputError("this model has no texture memory to measure")
+    few = pipeline.sampling.prompt_count
+    rows = [
+        Variant(NULL, null),
+        Variant(f"{few} random entries", partial(retrieved, count=few, order="random")),
+        *(Variant(f"top {count}", partial(retrieved, count=count)) for count in sorted({1, few, 8})),
+        Variant(f"top {few}, hard group only", partial(hard_only, count=few)),
+        Variant(f"top {few}, similarities all at their mean", partial(retrieved, count=few, level=True)),
+    ]
+    for size in SIZES:
+        if size < len(memory):
+            rows.append(Variant(f"top {few} of {size}", partial(retrieved, count=few, memory=memory[:size])))
+    if larger is not None:
+        rows.append(Variant(f"top {few} of {len(larger)}", partial(retrieved, count=few, memory=larger)))
+    rows += [Variant(f"top {few}, guidance {s:g}", partial(retrieved, count=few), s) for s in (1.5, 2.0, 3.0)]
+    rows += [
+        Variant("not fair: neighbours' truth", partial(truth, shift=1)),
+        Variant("not fair: own truth", partial(truth, shift=0)),
+    ]
+    return rows
+
+
+def null(pipeline: PatchScalerPipeline, scene: Scene) -> Tensor:
+    """No texture."""
+    return pipeline.null_prompt(scene.patches.latent)
+
+
+def retrieved(
+    pipeline: PatchScalerPipeline,
+    scene: Scene,
+    *,
+    count: int,
+    memory: ReferenceTextureMemory | None = None,
+    order: str = "nearest",
+    level: bool = False,
+) -> Tensor:
+    """The nearest entries, or random ones with the similarities they have; or with equal similarities."""
+    memory = memory or pipeline.texture_memory
+    assert memory is not None
+    keys, count = pipeline.keys(scene.patches.latent), min(count, len(memory))
+    if order == "nearest":
+        found = memory.search(keys, count)
+        patches, similarity = found.patches, found.similarity
+    else:
+        generator = torch.Generator().manual_seed(scene.seed)
+        index = torch.randint(len(memory), (len(keys), count), generator=generator).to(keys.device)
+        patches, similarity = (
+            memory.patches(index),
+            (memory.keys[index] @ keys[..., None].to(memory.keys))[..., 0],
+        )
+    if level:
+        similarity = similarity.mean().expand_as(similarity)
+    return pipeline.texture_encoder(patches, similarity)
+
+
+def hard_only(pipeline: PatchScalerPipeline, scene: Scene, *, count: int) -> Tensor:
+    """Prompts for the hardest group; the null prompt, repeated, for the others."""
+    tokens = retrieved(pipeline, scene, count=count)
+    hard = (scene.group == scene.group.max()).view(-1, 1, 1)
+    return torch.where(hard, tokens, null(pipeline, scene).to(tokens.dtype))
+
+
+def truth(pipeline: PatchScalerPipeline, scene: Scene, *, shift: int) -> Tensor:
+    """The patch that is to be found: the truth of this patch, or of the one `shift` further in the same image."""
+    patches = scene.clean.roll(shift, dims=0)
+    keys = pipeline.keys(patches)
+    similarity = (keys * pipeline.keys(scene.patches.latent)).sum(dim=1, keepdim=True)
+    return pipeline.texture_encoder(patches[:, None], similarity)
+
+
+def sample(pipeline: PatchScalerPipeline, scene: Scene, variant: Variant) -> Tensor:
+    """x_0 (n, c, p, p) of the patches of a scene: the engine's paths, one number of steps after the other."""
+    dit, shortcut = pipeline.patch_dit, pipeline.sampling.shortcut
+    prompts = [dit.prompt_cache(variant.prompt(pipeline, scene))]
+    if variant.guidance != 1:
+        prompts.append(dit.prompt_cache(null(pipeline, scene)))
+    out = scene.patches.latent.clone()
+    for count in sorted(set(scene.patches.steps.tolist()) - {0}):
+        rows = (scene.patches.steps == count).nonzero()[:, 0].to(out.device)
+        own = scene.patches[rows]
+        y, start, condition = own.latent, own.start, dit.condition_tokens(own.condition)
+        state = start_state(y.float(), own.noise, start)
+        for remaining in range(count, 0, -1):
+            timestep, following = start * (remaining / count), start * ((remaining - 1) / count)
+            estimates = [
+                dit(state.to(y.dtype), y, condition, prompt[:, :, rows], timestep, start).float()
+                for prompt in prompts
+            ]
+            x = torch.lerp(estimates[-1], estimates[0], variant.guidance)
+            state = solver_step(state, x, y.float(), timestep, following, start, shortcut)
+        out[rows] = state.to(out.dtype)
+    return out
+
+
+@torch.inference_mode()
+def ablate(
+    pipeline: PatchScalerPipeline,
+    lr_dir: FilePath,
+    hr_dir: FilePath,
+    *,
+    plan: Plan,
+    larger: ReferenceTextureMemory | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Ablation:
+    """Measure every variant on the LR files whose stems match in both folders.
+
+    Args:
+        pipeline: the model; not changed.
+        lr_dir: LR images, whose sides are whole patches and 32 or more.
+        hr_dir: their truth, 4 times as large.
+        plan: whose groups and paths to sample with.
+        larger: a memory of more entries to compare with.
+        seed: of the noise and of random entries.
+        limit: use the first so many images only.
+        progress: told how many images of how many are done.
+
+    Raises:
+        InputError: nothing matches, a file cannot be read, sizes do not fit, the plan takes no steps or there is no
+            memory.
+    """
+    if not any(path.steps for path in plan.paths):
+        raise InputError("this plan takes no steps, so prompts change nothing: give another by --plan")
+    rows = variants(pipeline, larger)
+    pairs = read_pairs(lr_dir, hr_dir, limit)
+    size, stride = pipeline.sampling.patch_size, pipeline.sampling.stride
+    judge = metrics.DeepFeatureDistance().to(pipeline.device)
+    described = ", ".join(f"{path.steps} from {path.timestep:g}" for path in plan.paths)
+    result = Ablation(
+        f"{len(pairs)} images, weights {pipeline.fingerprint}, {str(pipeline.dtype).removeprefix('torch.')} on"
+        f" {pipeline.device}, seed {seed}; steps by group: {described}"
+    )
+    for done, (lr, hr) in enumerate(pairs):
+        scene, (height, width) = _scene(pipeline, lr, hr, plan, seed)
+        target = levels(hr, np.uint8)
+        wanted = judge.features(_pixels(target, pipeline.device))
+        for variant in rows:
+            latent = fold(sample(pipeline, scene, variant), *grid(height, width, size, stride), stride)
+            image = levels(pipeline.decode(latent, lr[None])[0], np.uint8)
+            figures = (
+                float(feature_distance(judge.features(_pixels(image, pipeline.device)), wanted)),
+                metrics.psnr_y(image, target),
+                metrics.detail_energy(image, target),
+            )
+            values = result.values.setdefault(variant.name, {metric: [] for metric in METRICS})
+            for metric, figure in zip(METRICS, figures, strict=True):
+                values[metric].append(figure)
+        if progress is not None:
+            progress(done + 1, len(pairs))
+    return result
+
+
+def to_markdown(result: Ablation) -> str:
+    """The table, and under it what it is of."""
+    lines = [
+        f"| prompt | DFD | against {NULL} | PSNR-Y, dB | against {NULL} | detail energy, dB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, values in result.values.items():
+        dfd, psnr, detail = (float(np.mean(values[metric])) for metric in METRICS)
+        gains = ["", ""]
+        if name != NULL:
+            gains = [
+                "{:+.4f} [{:+.4f}, {:+.4f}]".format(*result.gain(name, metric)) for metric in METRICS[:2]
+            ]
+        lines.append(f"| {name} | {dfd:.4f} | {gains[0]} | {psnr:.3f} | {gains[1]} | {detail:.2f} |")
+    lines += ["", f"{result.settings}. In brackets: 95 % interval of 1,000 resamples of the images, paired."]
+    return "\n".join(lines) + "\n"
+
+
+def parse_plan(pipeline: PatchScalerPipeline, text: str) -> Plan:
+    """A plan of the model by name, or from "T:N" one that takes N steps from T everywhere; InputError if neither."""
+    if text in pipeline.plans:
+        return pipeline.plans[text]
+    timestep, colon, steps = text.partition(":")
+    try:
+        if colon:
+            return Plan.uniform(float(timestep), int(steps))
+    except ValueError:
+        pass
+    raise InputError(f"--plan {text}: give one of {', '.join(pipeline.plans)}, or T:N such as 0.9:4")
+
+
+def _scene(
+    pipeline: PatchScalerPipeline, lr: Tensor, hr: Tensor, plan: Plan, seed: int
+) -> tuple[Scene, tuple[int, int]]:
+    """The patches of one image, and the size of its latent map."""
+    size, stride = pipeline.sampling.patch_size, pipeline.sampling.stride
+    clean = pipeline.encode(hr[None])
+    height, width = clean.shape[2:]
+    if any(side < size or (side - size) % stride for side in (height, width)):
+        raise InputError(f"an image of {hr.shape[2]}x{hr.shape[1]} is not made of whole patches")
+    restored = pipeline.restore(lr[None])
+    condition = pipeline.patch_dit.stem(restored, lr[None].to(pipeline.device, pipeline.dtype))
+    group = assign(patch_quality(restored.confidence, size, stride), plan.thresholds)
+    latent, _, columns = unfold(restored.latent, size, stride), *grid(height, width, size, stride)
+    place = torch.arange(len(latent), device=latent.device)
+    noise = patch_noise(seed, place // columns, place % columns, latent.shape[1:])
+    starts = torch.tensor([path.timestep for path in plan.paths], device=latent.device)[group]
+    steps = torch.tensor([path.steps for path in plan.paths])[group.cpu()]
+    patches = PatchSet(latent, unfold(condition, size, stride), noise, starts, steps)
+    return Scene(patches, group, unfold(clean, size, stride), seed), (height, width)
+
+
+def _pixels(image: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)[None].to(device) / 255

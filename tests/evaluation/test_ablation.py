@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import torch
+
+from patchscaler import Plan
+from patchscaler.errors import InputError
+from patchscaler.evaluation import ablation
+from patchscaler.evaluation.ablation import NULL, ablate, parse_plan, to_markdown, variants
+from patchscaler.evaluation.calibrate import read_pairs
+
+
+@pytest.fixture(scope="module")
+def prompted(make_pipeline):
+    """A lively tiny pipeline with a memory of 12 entries and a plan of two groups."""
+    pipeline = make_pipeline()
+    pipeline.plans = dict.fromkeys(pipeline.plans, Plan.uniform(0.9, 2))
+    return pipeline
+
+
+@pytest.fixture
+def pairs(tmp_path, make_scene):
+    """LR of 64x96 and its truth."""
+    from PIL import Image
+
+    low, high = tmp_path / "lr", tmp_path / "hr"
+    for folder, size in ((low, (96, 64)), (high, (384, 256))):
+        folder.mkdir()
+        Image.fromarray(make_scene(256, 384)).resize(size).save(folder / "a.png")
+    return low, high
+
+
+def by_name(pipeline, name):
+    return next(variant for variant in variants(pipeline) if variant.name == name)
+
+
+@torch.inference_mode()
+def sampled(pipeline, pairs, name, plan):
+    ((lr, hr),) = read_pairs(*pairs)
+    scene, size = ablation._scene(pipeline, lr, hr, plan, 0)
+    return ablation.sample(pipeline, scene, by_name(pipeline, name)), scene, size
+
+
+@pytest.mark.parametrize(("name", "texture"), [(NULL, False), ("top 3", True)])
+def test_variants_sample_what_the_pipeline_samples(prompted, pairs, name, texture):
+    plan = prompted.plans["balanced"]
+    latent, _, size = sampled(prompted, pairs, name, plan)
+    ((lr, _),) = read_pairs(*pairs)
+    folded = ablation.fold(latent, *(side // 16 for side in size), 16)
+    expected = prompted(lr, plan=plan, texture=texture).image
+    torch.testing.assert_close(prompted.decode(folded, lr[None])[0].clamp(0, 1), expected, atol=1e-4, rtol=0)
+
+
+def test_prompts_for_the_hard_group_only_leave_the_others_as_without(prompted, pairs):
+    ((lr, _),) = read_pairs(*pairs)
+    quality = prompted(lr, plan=Plan.restoration_only()).confidence
+    middle = float(np.median(quality.reshape(2, 16, 3, 16).mean(axis=(1, 3))))
+    path = prompted.plans["balanced"].paths[0]
+    plan = Plan((middle,), (path, path))
+    without, scene, _ = sampled(prompted, pairs, NULL, plan)
+    hard, _, _ = sampled(prompted, pairs, "top 3, hard group only", plan)
+    everywhere, _, _ = sampled(prompted, pairs, "top 3", plan)
+    group = scene.group.bool()
+    assert 0 < int(group.sum()) < len(group)
+    torch.testing.assert_close(hard[~group], without[~group], atol=1e-5, rtol=0)
+    torch.testing.assert_close(hard[group], everywhere[group], atol=1e-5, rtol=0)
+    assert (without - everywhere).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+def test_the_table_has_every_variant_and_no_prompt_gains_nothing_on_itself(prompted, pairs):
+    result = ablate(prompted, *pairs, plan=prompted.plans["balanced"], larger=prompted.texture_memory)
+    assert set(result.values) == {variant.name for variant in variants(prompted, prompted.texture_memory)}
+    assert len({tuple(row["dfd"]) for row in result.values.values()}) >= len(result.values) - 2
+    assert tuple(result.gain(NULL, "dfd")) == (0, 0, 0)
+    lines = to_markdown(result).splitlines()
+    assert len([line for line in lines if line.startswith("|")]) == len(result.values) + 2
+    assert lines[2].startswith(f"| {NULL} |")
+
+
+def test_what_cannot_be_measured_is_refused(prompted, pairs):
+    with pytest.raises(InputError, match="takes no steps"):
+        ablate(prompted, *pairs, plan=Plan.restoration_only())
+    with pytest.raises(InputError, match="no texture memory"):
+        variants(prompted.with_memory(None))
+    assert parse_plan(prompted, "0.5:3") == Plan.uniform(0.5, 3)
+    for text in ("half", "0.5:x", "2:1"):
+        with pytest.raises(InputError, match="--plan"):
+            parse_plan(prompted, text)
