@@ -86,10 +86,10 @@ def one_entry_each(pipeline, patches):
 
 @torch.inference_mode()
 def sampled(pipeline, y, prompt):
-    noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(7))
     count = len(y)
-    patches = PatchSet(y, condition(y), noise, torch.full((count,), 0.9), torch.full((count,), 4))
-    return sample_patches(pipeline.patch_dit, prompt, patches, shortcut="bridge", batch_size=count)
+    seed, row, col = torch.full((count,), 7), torch.arange(count), torch.zeros(count, dtype=torch.int64)
+    patches = PatchSet(condition(y), torch.full((count,), 0.9), torch.full((count,), 4), seed, row, col)
+    return sample_patches(pipeline.patch_dit, prompt, patches, shortcut="bridge", sizes=(count,))
 
 
 def test_a_memory_that_holds_the_clean_texture_improves_the_patch(taught):

@@ -120,10 +120,10 @@ class ReferenceTextureMemory:
 
     def patches(self, index: Tensor | slice) -> Tensor:
         """Latent patches of the entries `index`, of any shape, where the scales are and in their type."""
-        if isinstance(index, Tensor):
-            values = self.values[index.to(self.values.device)]
-            return values.to(self.scales) * self.scales[index.to(self.scales.device)]
-        return self.values[index].to(self.scales) * self.scales[index]
+        if isinstance(index, slice):
+            return self.values[index].to(self.scales) * self.scales[index]
+        values = self.values[index.to(self.values.device)]
+        return values.to(self.scales) * self.scales[index.to(self.scales.device)]
 
     def with_keys(self, key_of: KeyFunction, key_space: str) -> ReferenceTextureMemory:
         """The same entries with the keys of another classifier."""

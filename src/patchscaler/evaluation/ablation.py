@@ -22,7 +22,6 @@ from patchscaler.evaluation.metrics import Interval
 from patchscaler.features import feature_distance
 from patchscaler.imaging.tensors import levels
 from patchscaler.pipeline import PatchScalerPipeline
-from patchscaler.sampling.engine import PatchSet
 from patchscaler.sampling.grouping import Plan, assign, patch_quality
 from patchscaler.sampling.noise import patch_noise
 from patchscaler.sampling.patches import fold, grid, unfold
@@ -39,13 +38,20 @@ class Scene:
     """What all variants of one image share.
 
     Attributes:
-        patches: y_0, conditions, noise and paths of its patches.
+        latent: y_0 of its patches (n, c, p, p).
+        condition: patches (n, c + s, p, p) of the condition map.
+        noise: eps (n, c, p, p).
+        start, steps: the path (T, N) of each patch (n,).
         group: of each patch (n,).
         clean: encoded truth of each patch (n, c, p, p), for the variants that are not fair.
         seed: of what is random.
     """
 
-    patches: PatchSet
+    latent: Tensor
+    condition: Tensor
+    noise: Tensor
+    start: Tensor
+    steps: Tensor
     group: Tensor
     clean: Tensor
     seed: int
@@ -111,7 +117,7 @@ def variants(pipeline: PatchScalerPipeline, larger: ReferenceTextureMemory | Non
 
 def null(pipeline: PatchScalerPipeline, scene: Scene) -> Tensor:
     """No texture."""
-    return pipeline.null_prompt(scene.patches.latent)
+    return pipeline.null_prompt(scene.latent)
 
 
 def retrieved(
@@ -126,7 +132,7 @@ def retrieved(
     """The nearest entries, or random ones with the similarities they have; or with equal similarities."""
     memory = memory or pipeline.texture_memory
     assert memory is not None
-    keys, count = pipeline.keys(scene.patches.latent), min(count, len(memory))
+    keys, count = pipeline.keys(scene.latent), min(count, len(memory))
     if order == "nearest":
         found = memory.search(keys, count)
         patches, similarity = found.patches, found.similarity
@@ -153,7 +159,7 @@ def truth(pipeline: PatchScalerPipeline, scene: Scene, *, shift: int) -> Tensor:
     """The patch that is to be found: the truth of this patch, or of the one `shift` further in the same image."""
     patches = scene.clean.roll(shift, dims=0)
     keys = pipeline.keys(patches)
-    similarity = (keys * pipeline.keys(scene.patches.latent)).sum(dim=1, keepdim=True)
+    similarity = (keys * pipeline.keys(scene.latent)).sum(dim=1, keepdim=True)
     return pipeline.texture_encoder(patches[:, None], similarity)
 
 
@@ -163,12 +169,12 @@ def sample(pipeline: PatchScalerPipeline, scene: Scene, variant: Variant) -> Ten
     prompts = [dit.prompt_cache(variant.prompt(pipeline, scene))]
     if variant.guidance != 1:
         prompts.append(dit.prompt_cache(null(pipeline, scene)))
-    out = scene.patches.latent.clone()
-    for count in sorted(set(scene.patches.steps.tolist()) - {0}):
-        rows = (scene.patches.steps == count).nonzero()[:, 0].to(out.device)
-        own = scene.patches[rows]
-        y, start, condition = own.latent, own.start, dit.condition_tokens(own.condition)
-        state = start_state(y.float(), own.noise, start)
+    out = scene.latent.clone()
+    for count in sorted(set(scene.steps.tolist()) - {0}):
+        rows = (scene.steps == count).nonzero()[:, 0].to(out.device)
+        y, start = scene.latent[rows], scene.start[rows]
+        condition = dit.condition_tokens(scene.condition[rows])
+        state = start_state(y.float(), scene.noise[rows], start)
         for remaining in range(count, 0, -1):
             timestep, following = start * (remaining / count), start * ((remaining - 1) / count)
             estimates = [
@@ -288,8 +294,8 @@ def _scene(
     noise = patch_noise(seed, place // columns, place % columns, latent.shape[1:])
     starts = torch.tensor([path.timestep for path in plan.paths], device=latent.device)[group]
     steps = torch.tensor([path.steps for path in plan.paths])[group.cpu()]
-    patches = PatchSet(latent, unfold(condition, size, stride), noise, starts, steps)
-    return Scene(patches, group, unfold(clean, size, stride), seed), (height, width)
+    condition, clean = unfold(condition, size, stride), unfold(clean, size, stride)
+    return Scene(latent, condition, noise, starts, steps, group, clean, seed), (height, width)
 
 
 def _pixels(image: np.ndarray, device: torch.device) -> Tensor:

@@ -94,10 +94,10 @@ class FinetuneStage(DiffusionStage):
         joined = fold(estimate, rows, cols, self.pipeline.sampling.patch_size)
         plain = round(self.faithful * len(lr))
         joined = torch.cat((restored.latent[:plain].to(joined.dtype), joined[plain:]))
-        decoded = self.autoencoder.decode(joined, lr).float()
-        if self.rivals:
-            strength = self.rivals["thermostat"]()
-            decoded, judged = balance_gradients(decoded, self.heard * strength)
+        strength = self.rivals["thermostat"]() if self.rivals else self.heard
+        decoded, judged = balance_gradients(
+            self.autoencoder.decode(joined, lr).float(), self.heard * strength
+        )
         pixel = F.l1_loss(decoded, batch.images)
         latent = F.l1_loss(estimate.float(), x.float())
         perceived = feature_distance(self.features(decoded), self.features(batch.images)).mean()
