@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from patchscaler import storage
 from patchscaler.errors import InputError, ModelError
+from patchscaler.imaging.low_frequencies import follow_low_frequencies
 from patchscaler.imaging.streaming import Canvas
 from patchscaler.imaging.tensors import new_image, to_planes
 from patchscaler.models.autoencoder import Autoencoder, upsample
@@ -318,10 +319,12 @@ class PatchScalerPipeline:
         return self.restoration(self.encode(upsample(lr, SCALE)), lr)
 
     def decode(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
-        """Images (B, 3, H, W) of latents, with the LR images (B, 3, H/4, W/4) or without; not clamped."""
-        if lr is not None:
-            lr = lr.to(self.device, self.dtype)
-        return self.autoencoder.decode(latent.to(self.device, self.dtype), lr)
+        """Images (B, 3, H, W) of latents: in the colours of the LR images (B, 3, H/4, W/4), or without, not clamped."""
+        latent = latent.to(self.device, self.dtype)
+        if lr is None:
+            return self.autoencoder.decode(latent)
+        lr = lr.to(self.device, self.dtype)
+        return follow_low_frequencies(self.autoencoder.decode(latent, lr), lr)
 
     def keys(self, patches: Tensor) -> Tensor:
         """Unit-length keys (n, d) of latent patches (n, c, p, p), for the texture memory."""

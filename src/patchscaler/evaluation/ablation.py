@@ -23,7 +23,7 @@ from patchscaler.features import feature_distance
 from patchscaler.imaging.tensors import levels
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.sampling.grouping import Plan, assign, patch_quality
-from patchscaler.sampling.noise import patch_noise
+from patchscaler.sampling.noise import patch_noise, to_word
 from patchscaler.sampling.patches import fold, grid, unfold
 from patchscaler.sampling.schedule import solver_step, start_state
 from patchscaler.texture_memory import ReferenceTextureMemory
@@ -291,7 +291,9 @@ def _scene(
     group = assign(patch_quality(restored.confidence, size, stride), plan.thresholds)
     latent, _, columns = unfold(restored.latent, size, stride), *grid(height, width, size, stride)
     place = torch.arange(len(latent), device=latent.device)
-    noise = patch_noise(seed, place // columns, place % columns, latent.shape[1:])
+    noise = patch_noise(
+        torch.full_like(place, to_word(seed)), place // columns, place % columns, latent.shape[1:]
+    )
     starts = torch.tensor([path.timestep for path in plan.paths], device=latent.device)[group]
     steps = torch.tensor([path.steps for path in plan.paths])[group.cpu()]
     condition, clean = unfold(condition, size, stride), unfold(clean, size, stride)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,10 @@ class FinetuneStage(DiffusionStage):
         """Everything but the discriminator, whose spectral norm changes its own buffers."""
         return [*super().compiled(), self.decoder, self.features]
 
+    @property
+    def _thermostat(self) -> Thermostat:
+        return cast("Thermostat", self.rivals["thermostat"])
+
     def prepare(self) -> None:
         """Let the denoiser listen to the discriminator from step `alone` on."""
         self.heard.fill_(float(self.step >= self.alone))
@@ -94,10 +99,8 @@ class FinetuneStage(DiffusionStage):
         joined = fold(estimate, rows, cols, self.pipeline.sampling.patch_size)
         plain = round(self.faithful * len(lr))
         joined = torch.cat((restored.latent[:plain].to(joined.dtype), joined[plain:]))
-        strength = self.rivals["thermostat"]() if self.rivals else self.heard
-        decoded, judged = balance_gradients(
-            self.autoencoder.decode(joined, lr).float(), self.heard * strength
-        )
+        strength = self.heard * self._thermostat() if self.rivals else self.heard
+        decoded, judged = balance_gradients(self.autoencoder.decode(joined, lr).float(), strength)
         pixel = F.l1_loss(decoded, batch.images)
         latent = F.l1_loss(estimate.float(), x.float())
         perceived = feature_distance(self.features(decoded), self.features(batch.images)).mean()
@@ -121,7 +124,7 @@ class FinetuneStage(DiffusionStage):
             with torch.no_grad():
                 real = self.autoencoder.decode(target, lr).float()
         rivalry, more = self._rivalry(judged[plain:], real[plain:], generator)
-        self.rivals["thermostat"].feel(logs["detail"], self.heard)
+        self._thermostat.feel(logs["detail"], self.heard)
         return loss + rivalry, logs | more | {"strength": strength}
 
     def _rivalry(self, fake: Tensor, real: Tensor, generator: torch.Generator) -> tuple[Tensor, Logs]:
