@@ -35,12 +35,15 @@ def photograph(size: int, number: int = 0) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """How long one call takes, by the device's clock if it has one."""
+Clock = Callable[[], float]
+
+
+def seconds_of(call: Callable[[], object], device: torch.device, clock: Clock = time.perf_counter) -> float:
+    """How long one call takes, by the device's clock if it has one, else by the one given."""
     if device.type != "cuda":
-        begin = time.perf_counter()
+        begin = clock()
         call()
-        return time.perf_counter() - begin
+        return clock() - begin
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     call()
@@ -49,11 +52,17 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     return begin.elapsed_time(end) / 1000
 
 
-def repeat(call: Callable[[], object], device: torch.device, runs: int, budget: float = 3.0) -> list[float]:
+def repeat(
+    call: Callable[[], object],
+    device: torch.device,
+    runs: int,
+    budget: float = 3.0,
+    clock: Clock = time.perf_counter,
+) -> list[float]:
     """Seconds of up to `runs` calls, of three at least, in about `budget` seconds."""
     times: list[float] = []
     while len(times) < runs and (len(times) < 3 or sum(times) < budget):
-        times.append(seconds_of(call, device))
+        times.append(seconds_of(call, device, clock))
     return times
 
 

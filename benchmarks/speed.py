@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from common import describe, photograph, repeat, seconds_of, table, typical
+from common import Clock, describe, photograph, repeat, seconds_of, table, typical
 from rrdbnet import RRDBNet
 from torch import Tensor
 
@@ -41,6 +41,9 @@ def main() -> None:
         "--compile", action="store_true", help="compiled, too: about a minute for each size and side"
     )
     parser.add_argument("--only", default="", help="systems whose name has this pattern")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="on a CPU: processor time of the call, where cores are shared"
+    )
     parser.add_argument("--output", type=Path, default=None, help="JSON file")
     arguments = parser.parse_args()
 
@@ -52,13 +55,14 @@ def main() -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     loading = time.perf_counter() - begin
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     rows = []
     for size in arguments.sizes:
         for batch in arguments.batches:
             images = [photograph(size, number).to(device) for number in range(batch)]
             for name, system in systems(pipeline, images, arguments.compile):
                 if re.search(arguments.only, name):
-                    row = measure(system, device, arguments.runs)
+                    row = measure(system, device, arguments.runs, clock)
                     rows.append({"system": name, "size": size, "batch": batch, **row})
                     print(json.dumps(rows[-1]), flush=True)
     head = f"{describe(device, dtype)}; weights {pipeline.fingerprint}; loading took {loading:.1f} s"
@@ -154,7 +158,9 @@ def quantise(pixels: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def measure(system: System, device: torch.device, runs: int) -> dict[str, object]:
+def measure(
+    system: System, device: torch.device, runs: int, clock: Clock = time.perf_counter
+) -> dict[str, object]:
     """Milliseconds, start-up apart, and the most device memory taken, weights and libraries' own included."""
     cuda = device.type == "cuda"
     gc.collect()
@@ -171,7 +177,7 @@ def measure(system: System, device: torch.device, runs: int) -> dict[str, object
         row["first s"] = seconds_of(call, device)
         for _ in range(WARM_UP - 1 if cuda or runner.compile else 0):
             call()
-        row["ms"] = 1000 * typical(repeat(call, device, runs), device)
+        row["ms"] = 1000 * typical(repeat(call, device, runs, clock=clock), device)
         result = call()
     except torch.OutOfMemoryError:
         return {"ms": "out of memory"}
