@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from patchscaler.errors import ModelError
+from patchscaler.errors import InputError, ModelError
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.sampling.grouping import Path, Plan, patch_quality
 
@@ -135,3 +135,23 @@ def test_overlapping_patches_are_blended(pipeline, mixed):
     assert sampled.steps.shape == (3, 2)
     assert sampled.image.shape == (3, 200, 164)
     assert (sampled.image - expected[:, :200, :164]).abs().mean() > 0.01
+
+
+def test_fidelity_leads_from_the_sampled_to_the_restored_image(pipeline, photo):
+    plan = Plan.uniform(0.9, 2)
+    restored = pipeline(photo, plan=Plan.restoration_only()).image
+    distances = [
+        float((pipeline(photo, plan=plan, fidelity=share).image - restored).square().mean())
+        for share in (0.0, 0.5, 0.75, 1.0)
+    ]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > 0
+    faithful = pipeline(photo, plan=plan, fidelity=1.0)
+    assert torch.equal(faithful.image, restored)
+    assert faithful.mean_steps == 0
+
+
+@pytest.mark.parametrize("fidelity", [-0.1, 1.1, float("nan")])
+def test_a_fidelity_is_a_share(pipeline, photo, fidelity):
+    with pytest.raises(InputError, match="from 0 to 1"):
+        pipeline(photo, fidelity=fidelity)

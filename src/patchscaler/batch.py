@@ -53,6 +53,7 @@ class CallOptions:
     tile: int | None = None
     budget: float | None = None
     time_budget: float | None = None
+    fidelity: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -318,6 +319,7 @@ def _facts(task: Task, model: PatchScalerPipeline, result: UpscaleResult) -> dic
         "output_size": list(job.size),
         "quality": None if budgeted else call.plan,
         "seed": result.seed,
+        "fidelity": call.fidelity,
         "groups": dict(zip(names, result.group_shares(len(names)), strict=True)),
         "mean_steps": result.mean_steps,
         "timings": result.timings,

@@ -206,6 +206,7 @@ class PatchScalerPipeline:
         memory_limit: int | None = None,
         budget: float | None = None,
         time_budget: float | None = None,
+        fidelity: float = 0.0,
     ) -> Any:
         """Upscale an image, or a list of images of any sizes, by 4.
 
@@ -227,20 +228,22 @@ class PatchScalerPipeline:
                 on the paths of `best`, or of `plan` if that is a plan of your own. 0 restores only.
             time_budget: seconds that the call should take: the budget that fits is found by a trial. Restoring
                 is always done, whatever it takes.
+            fidelity: how much of y_0 to keep in what is sampled, from 0, most detail, to 1, which restores only and
+                invents nothing.
 
         Returns:
             `UpscaleResult`, or a list of them for a list.
 
         Raises:
             InputError: an image of another kind or too small, no such plan, more or fewer plans or seeds than
-                images, or a budget below 0.
+                images, a budget below 0, or a fidelity outside 0 to 1.
             DeviceError: memory ran out in the smallest tile.
         """
         if not isinstance(images, Sequence):
             options: dict[str, Any] = {
                 "plan": plan, "seed": seed, "texture": texture, "progress": progress,
                 "deterministic": deterministic, "tile": tile, "memory_limit": memory_limit,
-                "budget": budget, "time_budget": time_budget,
+                "budget": budget, "time_budget": time_budget, "fidelity": fidelity,
             }  # fmt: skip
             return self([images], out=None if out is None else [out], **options)[0]
         begin = time.perf_counter()
@@ -250,11 +253,14 @@ class PatchScalerPipeline:
             chosen = [self.plans["best"] if name else own for name, own in zip(named, chosen, strict=True)]
         if not min(budget or 0, time_budget or 0) >= 0:
             raise InputError("a budget cannot be negative")
+        if not 0 <= fidelity <= 1:
+            raise InputError(f"a fidelity is a number from 0 to 1, not {fidelity:g}")
+        sampling = budget != 0 and fidelity < 1
         if not images:
             return []
         clock = Clock(self.device, progress)
         side = None if tile is None else -(-tile // self.autoencoder.factor)
-        stages = Stages(self, side, memory_limit, deterministic=deterministic)
+        stages = Stages(self, side, memory_limit, deterministic=deterministic, fidelity=fidelity)
 
         # 1. Encode the bicubic upsampling of each image, padded to whole patches: z_LR.
         seeds = _for_each(seed, len(images))
@@ -267,17 +273,17 @@ class PatchScalerPipeline:
         # 2. Restore: coarse latent y_0, confidence C, and what the denoiser knows of each patch.
         with clock.stage("restore", sum(c.rows * c.cols * c.stride**2 for c in canvases)) as tick:
             for canvas, own in zip(canvases, chosen, strict=True):
-                stages.restore(canvas, tick, with_condition=budget != 0 and own.samples)
+                stages.restore(canvas, tick, with_condition=sampling and own.samples)
 
         # 3. Sort all patches of all images into groups by confidence; each group has its path (T, N).
-        if time_budget is not None and budget != 0 and any(own.samples for own in chosen):
+        if time_budget is not None and sampling and any(own.samples for own in chosen):
             most = stages.affordable(canvases, begin + time_budget, texture=texture)
             budget = most if budget is None else min(budget, most)
         groups = [self._groups(canvas, own, budget) for canvas, own in zip(canvases, chosen, strict=True)]
         paths = [own.paths if budget is None else own.ladder() for own in chosen]
         sorted_by = list(zip(groups, paths, strict=True))
         starts = [torch.tensor([path.timestep for path in own])[group] for group, own in sorted_by]
-        steps = [torch.tensor([path.steps for path in own])[group] for group, own in sorted_by]
+        steps = [torch.tensor([path.steps * sampling for path in own])[group] for group, own in sorted_by]
 
         # 4. Noise y_0 to T and take N steps back, all patches in packed loops.
         start, count = (torch.cat([part.flatten() for part in parts]) for parts in (starts, steps))

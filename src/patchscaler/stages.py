@@ -46,6 +46,7 @@ class Stages:
         tile: side of the tiles in latents; None takes the largest that fit.
         memory_limit: bytes that the process may hold on the device (on the CPU: in all).
         deterministic: equal bits whatever else is in the call, and whatever came before it.
+        fidelity: share of y_0 in what is sampled.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Stages:
         memory_limit: int | None,
         *,
         deterministic: bool = False,
+        fidelity: float = 0.0,
     ) -> None:
-        self.pipeline, self.tile, self.deterministic = pipeline, tile, deterministic
+        self.pipeline, self.tile = pipeline, tile
+        self.deterministic, self.fidelity = deterministic, fidelity
         self.stride, self.size = pipeline.sampling.stride, pipeline.sampling.patch_size
         self.memory_limit, self.with_graphs = memory_limit, memory_limit is None
         if memory_limit is not None:
@@ -133,7 +136,7 @@ class Stages:
                 sample = partial(self._sample, model, canvases, starts, steps, texture, tick)
                 sampled = halve_on_out_of_memory(sample, pack)
                 finite.append(sampled.isfinite().flatten(1).all(dim=1))
-                _scatter(canvases, pack, sampled, finite[-1], channels)
+                _scatter(canvases, pack, sampled, finite[-1], channels, self.fidelity)
             return index[~torch.cat(finite).cpu()]
 
         again = overflowed(self.pipeline, order)
@@ -373,12 +376,18 @@ def _gather(
 
 
 def _scatter(
-    canvases: Sequence[Canvas], index: Tensor, sampled: Tensor, finite: Tensor, channels: int
+    canvases: Sequence[Canvas],
+    index: Tensor,
+    sampled: Tensor,
+    finite: Tensor,
+    channels: int,
+    fidelity: float,
 ) -> None:
-    """Store those of the sampled patches numbered `index` that are finite in place of y_0."""
+    """Store those of the sampled patches numbered `index` that are finite in place of y_0, and with a share of it."""
     for canvas, where, local in _parts(canvases, index):
         where, place = where.to(sampled.device, non_blocking=True), canvas.patches.device
         local = local.to(place, non_blocking=True)
         good = finite[where][:, None, None, None].to(place)
-        values = torch.where(good, sampled[where].to(canvas.patches), canvas.patches[local, :channels])
-        canvas.patches[local, :channels] = values
+        coarse = canvas.patches[local, :channels]
+        values = torch.where(good, sampled[where].to(canvas.patches), coarse)
+        canvas.patches[local, :channels] = torch.lerp(values, coarse, fidelity)

@@ -67,6 +67,9 @@ def upscale(
         float | None,
         typer.Option(min=0, metavar="SECONDS", help="Time for a photograph, its files apart; for --quality."),
     ] = None,
+    fidelity: Annotated[
+        float, typer.Option(min=0, max=1, help="0: most detail; 1: only what the restoration is sure of.")
+    ] = 0.0,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     devices: Annotated[
@@ -133,7 +136,7 @@ def upscale(
     size = TargetSize(scale, width, height, parse_box(fit) if fit else None)
     limit = parse_size(memory_limit) if memory_limit else None
     call = CallOptions(
-        quality.value, seed, texture, deterministic, limit, budget=budget, time_budget=time_budget
+        quality.value, seed, texture, deterministic, limit, None, budget, time_budget, fidelity
     )
     names = devices.split(",") if devices else [device]
     run = _Run(

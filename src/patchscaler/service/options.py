@@ -22,6 +22,9 @@ class Options(BaseModel):
     budget: float | None = Field(
         None, ge=0, le=1000, description="Mean steps a patch may take, on the hardest first; for `quality`."
     )
+    fidelity: float = Field(
+        0.0, ge=0, le=1, description="0: most detail; 1: only what the restoration is sure of."
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Fixes the noise, and with it the result.")
     scale: float | None = Field(None, ge=SCALES[0], le=SCALES[1], description="4 if nothing is said.")
     width: int | None = Field(None, ge=1, le=2**20, description="Width of the output, pixels.")
@@ -49,7 +52,14 @@ class Options(BaseModel):
     @property
     def call(self) -> CallOptions:
         """Arguments of the pipeline."""
-        return CallOptions(self.quality, self.seed, self.texture, self.deterministic, budget=self.budget)
+        return CallOptions(
+            self.quality,
+            self.seed,
+            self.texture,
+            self.deterministic,
+            budget=self.budget,
+            fidelity=self.fidelity,
+        )
 
     @property
     def output(self) -> OutputOptions:

@@ -62,6 +62,7 @@ def build_page(upscaler: Upscaler, examples: Path = EXAMPLES) -> gr.Blocks:
                     budget = gr.Slider(
                         0, 4, 1, step=0.25, label="Mean steps a patch", visible=False, elem_id="budget"
                     )
+                    fidelity = gr.Slider(0, 1, 0, step=0.05, label="Fidelity", elem_id="fidelity")
                     texture = gr.Checkbox(True, label="Texture prompt", elem_id="texture")
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
                 with gr.Row():
@@ -71,7 +72,7 @@ def build_page(upscaler: Upscaler, examples: Path = EXAMPLES) -> gr.Blocks:
                 viewer = gr.HTML(_EMPTY, elem_id="viewer")
                 status = gr.HTML(elem_id="status")
                 groups = gr.HTML(elem_id="groups")
-        choices = [source, scale, quality, budget, texture, seed]
+        choices = [source, scale, quality, budget, fidelity, texture, seed]
         outputs = [viewer, status, groups, current, start, stop]
 
         def choose(path: str | None) -> dict[Any, Any]:
@@ -90,14 +91,20 @@ def build_page(upscaler: Upscaler, examples: Path = EXAMPLES) -> gr.Blocks:
             return {status: "", groups: ""}
 
         def run(
-            path: str | None, scale: float, quality: str, budget: float, texture: bool, seed: float
+            path: str | None,
+            scale: float,
+            quality: str,
+            budget: float,
+            fidelity: float,
+            texture: bool,
+            seed: float,
         ) -> Iterator[dict[Any, Any]]:
             if path is None:
                 yield {status: views.error_line("choose an image first")}
                 return
             try:
                 plan, most = ("best", budget) if quality == _BUDGET else (quality, None)
-                call = CallOptions(plan, int(seed or 0), texture, budget=most)
+                call = CallOptions(plan, int(seed or 0), texture, budget=most, fidelity=fidelity)
                 job = _submit(upscaler, Path(path), scale, call)
             except PatchScalerError as error:
                 yield {status: views.error_line(without_names(error, Path(path)))}
