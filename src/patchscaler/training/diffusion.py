@@ -33,7 +33,7 @@ class DiffusionStage(Stage):
         degradation: Degradation,
         draws: int = 3,
         shortest: float = 0.3,
-        at_start: float = 0.25,
+        at_start: float = 0.5,
         drop_prompt: float = 0.15,
     ) -> None:
         super().__init__(pipeline, tiles, degradation)
@@ -61,7 +61,11 @@ class DiffusionStage(Stage):
         ]
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
-        """Mean squared error of the predicted x_0."""
+        """Mean squared error of the predicted x_0.
+
+        Logged apart is the error at t = T, where a state holds nothing of x_0: below that of y_0 there is what the
+        denoiser can do, anywhere else the state on the bridge gives part of the answer away.
+        """
         lr, restored, target = self.restored(batch, generator)
         y, x = self.cut(restored.latent), self.cut(target)
         condition, prompt = self.condition(restored, lr, y, batch, generator)
@@ -76,8 +80,13 @@ class DiffusionStage(Stage):
         eps = normal_like(y, generator).float()
         state = mid_state(x.float(), y.float(), eps, timestep, start, self.pipeline.sampling.shortcut)
         estimate = self.denoiser(state.to(y.dtype), y, condition, prompt, timestep, start)
-        error = (estimate.float() - x.float()).square().mean()
-        return error, {"l2": error, "before": (y.float() - x.float()).square().mean()}
+        error = (estimate.float() - x.float()).square().mean(dim=(1, 2, 3))
+        before = (y.float() - x.float()).square().mean(dim=(1, 2, 3))
+        first = (timestep == start).float()
+        first = first / first.sum().clamp(min=1)
+        logs = {"l2": error.mean(), "before": before.mean()}
+        logs |= {"l2_at_start": (error * first).sum(), "before_at_start": (before * first).sum()}
+        return error.mean(), logs
 
     def condition(
         self, restored: Restored, lr: Tensor, y: Tensor, batch: Batch, generator: torch.Generator
