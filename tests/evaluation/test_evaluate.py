@@ -33,6 +33,7 @@ def test_a_perfect_peer_is_perfect_and_wins(evaluation):
     assert figures["dfd"] == figures["detail_energy"] == figures["colour_shift"] == 0
     assert figures["ssim_y"] == pytest.approx(1)
     against = {(c.other, c.metric): c.interval for c in evaluation.comparisons}
+    assert evaluation.row("bicubic").summary()["colour_drift"] == 0 < figures["colour_drift"]
     assert against["oracle", "dfd"].low > 0
     assert set(against) == {
         (name, metric) for name in ROWS if name != "balanced" for metric in ("dfd", "psnr_y")

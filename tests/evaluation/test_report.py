@@ -38,7 +38,7 @@ def test_markdown_shows_rounded_figures_in_whole_tables(evaluation):
     assert f" {dfd:.4f} |" in line
     table = [line for line in text.splitlines() if line.startswith("|")]
     bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
-    assert bars == {4, 11}
+    assert bars == {4, 12}
     peer = next(line for line in table if "odd" in line)
     assert "inf" in peer and "n/a" in peer
 

@@ -26,7 +26,7 @@ from patchscaler.result import UpscaleResult
 from patchscaler.sampling.grouping import Plan, patch_quality
 from patchscaler.sampling.patches import unfold
 
-METRICS = ("psnr_y", "ssim_y", "dfd", "detail_energy", "colour_shift", "seam_power")
+METRICS = ("psnr_y", "ssim_y", "dfd", "detail_energy", "colour_shift", "colour_drift", "seam_power")
 BICUBIC, RESTORATION, UNIFORM, OURS = "bicubic", "restoration only", "uniform", "balanced"
 MIN_SIZE = 128
 _CROP = 192
@@ -196,7 +196,8 @@ def evaluate(
         for name, files in ready.items():
             outputs[name] = read_image(files[stem])
             _check_size(files[stem], outputs[name], lr, border)
-        results = {name: pipeline(lr, plan=plan, seed=seed) for name, plan in plans.items()}
+        once = {plan: pipeline(lr, plan=plan, seed=seed) for plan in set(plans.values())}  # some are equal
+        results = {name: once[plan] for name, plan in plans.items()}
         outputs |= {name: result.image for name, result in results.items()}
         _measure(evaluation, outputs, truth, judge, border, pitch)
         for name, result in results.items():
@@ -252,6 +253,7 @@ def _measure(
                 "dfd": float(feature_distance(features(image), target)),
                 "detail_energy": metrics.detail_energy(image, truth),
                 "colour_shift": metrics.colour_shift(image, truth),
+                "colour_drift": metrics.colour_shift(image, crop(outputs[BICUBIC])),
                 "seam_power": metrics.seam_power(image, reference, pitch),
             }
             for metric, figure in figures.items():

@@ -19,7 +19,8 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("ssim_y", "SSIM-Y", ".4f"),
     ("dfd", "DFD", ".4f"),
     ("detail_energy", "detail energy, dB", ".1f"),
-    ("colour_shift", "colour shift, ΔE", ".2f"),
+    ("colour_shift", "colour from truth, ΔE", ".2f"),
+    ("colour_drift", "from input, ΔE", ".2f"),
     ("seam_power", "seam power", ".3f"),
     ("steps", "steps", ".2f"),
     ("shares", "groups", ".0%"),
@@ -28,8 +29,8 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
 _NOTES = (
     "PSNR and SSIM: BT.601 luma. DFD: deep feature distance, lower is better; it can prefer a blur to"
     " plausible texture, so read it beside detail energy (0 is the truth's, below it blur, above it noise)"
-    " and the pictures. Colour shift: mean CIEDE2000 of 16-pixel blocks. Seam power: median, relative to"
-    " restoration only; 1 is no more grid than that. Groups: shares of the patches, simplest first."
+    " and the pictures. Colour: mean CIEDE2000 of 16-pixel blocks, from the truth and from the input."
+    " Seam power: median, relative to restoration only; 1 is no more grid than that. Groups: shares of the patches, simplest first."
 )
 
 
