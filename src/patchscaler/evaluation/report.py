@@ -30,7 +30,8 @@ _NOTES = (
     "PSNR and SSIM: BT.601 luma. DFD: deep feature distance, lower is better; it can prefer a blur to"
     " plausible texture, so read it beside detail energy (0 is the truth's, below it blur, above it noise)"
     " and the pictures. Colour: mean CIEDE2000 of 16-pixel blocks, from the truth and from the input."
-    " Seam power: median, relative to restoration only; 1 is no more grid than that. Groups: shares of the patches, simplest first."
+    " Seam power: median, relative to restoration only; 1 is no more grid than that."
+    " Groups: shares of the patches, simplest first."
 )
 
 
