@@ -3,7 +3,15 @@ import torch
 from PIL import Image
 
 from patchscaler.errors import InputError
-from patchscaler.evaluation.calibrate import Calibration, calibrate, held_out, read_pairs, to_markdown
+from patchscaler.evaluation.calibrate import (
+    PRICES,
+    Calibration,
+    calibrate,
+    choose,
+    held_out,
+    read_pairs,
+    to_markdown,
+)
 from patchscaler.sampling.grouping import Path, Plan, assign
 
 CANDIDATES = (Path(0.43, 1), Path(0.9, 1), Path(0.9, 2))
@@ -52,6 +60,23 @@ def test_better_qualities_cost_no_less_and_are_no_worse(measured):
     assert steps == sorted(steps)
     assert distance == sorted(distance, reverse=True)
     assert steps[-1] > 0
+
+
+def test_a_step_must_gain_its_price():
+    """One step gains 1.5 % in easy patches and nothing in others, two gain 2 % and 0.05 %."""
+    quality = torch.tensor([0.9, 0.8, 0.2, 0.1])
+    easy = (quality > 0.5).float()
+    distance = {
+        NOTHING: torch.ones(4),
+        Path(0.43, 1): 1 - 0.015 * easy,
+        Path(0.9, 2): 1 - 0.02 * easy - 0.0005 * (1 - easy),
+    }
+    found = Calibration(quality, distance, torch.zeros(4), torch.zeros(4))
+    counts = {
+        name: [path.steps for path in choose(found, (0.5, 0.5), price).paths]
+        for name, price in PRICES.items()
+    }
+    assert counts == {"fast": [1, 0], "balanced": [2, 0], "best": [2, 2]}
 
 
 def test_best_takes_the_best_path_of_each_group(measured):

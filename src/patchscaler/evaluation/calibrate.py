@@ -1,8 +1,8 @@
 """Calibration: which path (T, N) pays for which difficulty, measured on validation images.
 
 Every candidate path is run on all patches; each 128-pixel patch of the output is compared with the truth by the deep
-feature distance. A group's path for a quality is the cheapest one that keeps that quality's share of the group's best
-gain over taking no step at all. A young denoiser that gains nothing is thereby given no steps.
+feature distance. A step has a price, which depends on the quality: each group takes the path whose gain over no step at
+all exceeds the price of its steps by most. A young denoiser that gains nothing is thereby given no steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from patchscaler.sampling.grouping import Path, Plan, assign, patch_quality
 from patchscaler.sampling.patches import unfold
 
 CANDIDATES = tuple(Path(timestep, steps) for steps in (1, 2, 4) for timestep in (0.43, 0.66, 0.9))
-KEEP: Mapping[str, float] = {"fast": 0.6, "balanced": 0.9, "best": 1.0}
+PRICES: Mapping[str, float] = {"fast": 0.01, "balanced": 0.001, "best": 0.0}
+"""What a step must gain, as a share of the distance without sampling."""
+
 SHARES = (0.4, 0.35, 0.25)
 
 
@@ -102,8 +104,8 @@ def calibrate(
         measured.quality = torch.cat(qualities)
         if progress is not None:
             progress(done + 1, len(candidates) + 1)
-    for name, keep in KEEP.items():
-        measured.plans[name] = choose(measured, shares, keep)
+    for name, price in PRICES.items():
+        measured.plans[name] = choose(measured, shares, price)
     measured.comparison = [_compare(name, plan, measured) for name, plan in measured.plans.items()]
     return measured
 
@@ -179,8 +181,8 @@ def read_pairs(lr_dir: FilePath, hr_dir: FilePath, limit: int | None = None) -> 
     return pairs
 
 
-def choose(measured: Calibration, shares: Sequence[float], keep: float) -> Plan:
-    """The plan whose groups take the cheapest path that keeps this share of their best gain."""
+def choose(measured: Calibration, shares: Sequence[float], price: float) -> Plan:
+    """The plan whose groups take the path of the least distance, with the price of its steps."""
     nothing = Path(1.0, 0)
     plan = Plan.by_quantiles(measured.quality, shares, [nothing] * len(shares))
     groups = assign(measured.quality, plan.thresholds)
@@ -191,14 +193,13 @@ def choose(measured: Calibration, shares: Sequence[float], keep: float) -> Plan:
             paths.append(nothing)
             continue
         mean = {path: float(distance[own].mean()) for path, distance in measured.distance.items()}
-        least = min(mean.values())
-        enough = mean[nothing] - keep * (mean[nothing] - least)
-        paths.append(min((p for p in mean if mean[p] <= enough + 1e-9), key=lambda p: (p.steps, mean[p])))
+        cost = {path: mean[path] + price * path.steps * mean[nothing] for path in mean}
+        paths.append(min(cost, key=lambda path: (cost[path], path.steps)))
     return Plan(plan.thresholds, tuple(paths))
 
 
 def held_out(
-    measured: Calibration, shares: Sequence[float] = SHARES, keep: Mapping[str, float] = KEEP
+    measured: Calibration, shares: Sequence[float] = SHARES, prices: Mapping[str, float] = PRICES
 ) -> dict[str, dict[str, metrics.Interval]]:
     """Distance of PGS less that of its rivals at equal mean steps, on images that chose none of the paths.
 
@@ -209,11 +210,11 @@ def held_out(
     """
     images = int(measured.image.max()) + 1
     found = {}
-    for name, share in keep.items():
+    for name, price in prices.items():
         gaps: dict[str, list[float]] = {}
         for half in (0, 1):
             mine, other = (_part(measured, measured.image % 2 == side) for side in (half, 1 - half))
-            plan = choose(other, shares, share)
+            plan = choose(other, shares, price)
             values = _rivals(plan, mine, other)
             for number in range(half, images, 2):
                 own = mine.image == number

@@ -155,7 +155,7 @@ def evaluate(
     peers = dict(peers or {})
     plans = {
         RESTORATION: Plan.restoration_only(),
-        UNIFORM: Plan((), pipeline.plans[OURS].paths[-1:]),
+        UNIFORM: Plan((), (max(pipeline.plans[OURS].paths, key=lambda path: path.steps),)),
         **pipeline.plans,
     }
     taken = sorted(peers.keys() & {BICUBIC, *plans})
