@@ -12,6 +12,7 @@ from patchscaler.training.losses import (
     confidence_loss,
     contrastive_loss,
     detail_ratio,
+    perceptual_loss,
     relativistic_loss,
 )
 
@@ -105,6 +106,24 @@ def test_without_a_second_loss_the_first_gradient_stays_as_it_is():
         a, _ = balance_gradients(x, torch.tensor(0.5))
         (gradient,) = torch.autograd.grad(a.square().sum(), x)
     torch.testing.assert_close(gradient, 2 * x)
+
+
+def test_the_perceptual_loss_sees_both_images_at_the_same_varying_place():
+    seen = []
+
+    def features(images):
+        seen.append(images)
+        return [images]
+
+    y, x = torch.meshgrid(torch.arange(40.0), torch.arange(48.0), indexing="ij")
+    images = torch.stack((y, x, y + x))[None]
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        assert float(perceptual_loss(features, images, images, draw)) == 0
+    assert all(part.shape == (1, 3, 32, 40) for part in seen)
+    corners = {tuple(part[0, :2, 0, 0].tolist()) for part in seen}
+    assert {row for row, _ in corners} == {col for _, col in corners} == set(range(8))
+    assert float(perceptual_loss(features, images, images + images.flip(3), draw)) > 0
 
 
 def test_detail_is_measured_as_the_evaluation_does():

@@ -12,13 +12,18 @@ from torch import Tensor, nn
 
 from patchscaler.data.dataset import Batch, TileSet
 from patchscaler.data.degradation import Degradation
-from patchscaler.features import EfficientNetFeatures, feature_distance
+from patchscaler.features import EfficientNetFeatures
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.sampling.patches import fold
 from patchscaler.sampling.schedule import solver_step, start_state
 from patchscaler.training.diffusion import DiffusionStage
 from patchscaler.training.discriminator import PixelDiscriminator, Thermostat
-from patchscaler.training.losses import balance_gradients, detail_ratio, relativistic_loss
+from patchscaler.training.losses import (
+    balance_gradients,
+    detail_ratio,
+    perceptual_loss,
+    relativistic_loss,
+)
 from patchscaler.training.stage import Logs, compact, normal_like, uniform
 
 
@@ -103,7 +108,7 @@ class FinetuneStage(DiffusionStage):
         decoded, judged = balance_gradients(self.autoencoder.decode(joined, lr).float(), strength)
         pixel = F.l1_loss(decoded, batch.images)
         latent = F.l1_loss(estimate.float(), x.float())
-        perceived = feature_distance(self.features(decoded), self.features(batch.images)).mean()
+        perceived = perceptual_loss(self.features, decoded, batch.images, generator)
         mse = (decoded.detach().clamp(0, 1) - batch.images).square().mean(dim=(1, 2, 3))
         psnr = -10 * mse.clamp(min=1e-7).log10()
         loss = pixel + self.latent * latent + self.perceptual * perceived

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchscaler.features import EfficientNetFeatures, feature_distance
 from patchscaler.sampling.patches import unfold
 
 
@@ -43,6 +44,25 @@ def contrastive_loss(
         logits, count = logits.masked_fill(apart, -torch.inf), taught.sum()
     both = (F.cross_entropy(x, own, reduction="sum") for x in (logits, logits.T))
     return sum(both, logits.new_zeros(())) / count / 2
+
+
+def perceptual_loss(
+    features: EfficientNetFeatures, images: Tensor, truth: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Feature distance of images and truth (B, 3, H, W), both cut at the same random place 8 pixels smaller.
+
+    The features are taken with strides of 2 to 8. If they always began at the same pixel, a decoder of the same strides
+    would learn dots in their phase, which please the features and not the eye.
+    """
+    offset = torch.randint(8, (2,), generator=generator, device=images.device)
+
+    def cut(x: Tensor) -> Tensor:
+        for axis in (2, 3):
+            place = torch.arange(x.shape[axis] - 8, device=x.device) + offset[axis - 2]
+            x = x.index_select(axis, place)
+        return x
+
+    return feature_distance(features(cut(images)), features(cut(truth))).mean()
 
 
 def relativistic_loss(winners: Sequence[Tensor], losers: Sequence[Tensor]) -> Tensor:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from patchscaler.data.dataset import Batch, TileSet
 from patchscaler.data.degradation import Degradation
-from patchscaler.features import EfficientNetFeatures, feature_distance
+from patchscaler.features import EfficientNetFeatures
 from patchscaler.pipeline import PatchScalerPipeline
-from patchscaler.training.losses import confidence_loss
+from patchscaler.training.losses import confidence_loss, perceptual_loss
 from patchscaler.training.stage import Logs, Stage, compact, encoders, normal_like, uniform
 
 
@@ -69,7 +69,7 @@ class AutoencoderStage(Stage):
         if count:
             halved = self.autoencoder.decoder(F.avg_pool2d(noisy[-count:], 2)).float() * 0.5 + 0.5
             error = error + self.consistency * F.l1_loss(halved, F.avg_pool2d(images[-count:], 2))
-        perceived = feature_distance(self.features(decoded), self.features(target)).mean()
+        perceived = perceptual_loss(self.features, decoded, target, generator)
         loss = error + self.perceptual * perceived + self.magnitude * latent.float().square().mean()
         mse = F.mse_loss(decoded.detach().clamp(0, 1), target)
         return loss, {
@@ -172,7 +172,7 @@ class DecoderStage(Stage):
         latent = torch.cat((target[:count], restored.latent[count:]))
         decoded = self.autoencoder.decode(latent, lr).float()
         error = F.l1_loss(decoded, batch.images)
-        perceived = feature_distance(self.features(decoded), self.features(batch.images)).mean()
+        perceived = perceptual_loss(self.features, decoded, batch.images, generator)
         mse = (decoded.detach().clamp(0, 1) - batch.images).square().mean(dim=(1, 2, 3))
         psnr = -10 * mse.clamp(min=1e-7).log10()
         logs = {
