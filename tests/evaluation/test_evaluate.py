@@ -45,7 +45,7 @@ def test_steps_and_shares_follow_the_plans(evaluation, pipeline):
     np.testing.assert_allclose(shares.sum(axis=1), 1)
     assert 0 < shares[0, 0] < 1, "the test's plan must split the patches"
     np.testing.assert_allclose(evaluation.row("balanced").steps, shares @ [1, 2])
-    assert evaluation.row("uniform").steps == [2, 2]
+    assert evaluation.row("uniform").steps == [3, 3]
     assert evaluation.row("best").steps == [3, 3]
     assert evaluation.row("fast").values["dfd"] == evaluation.row("restoration only").values["dfd"]
     assert evaluation.row("oracle").summary()["steps"] is None

@@ -186,7 +186,7 @@ def ablate(
     ] = None,
     plan: Annotated[
         str, typer.Option(help="The model's plan to sample with, or T:N for all patches.")
-    ] = "balanced",
+    ] = "best",
     limit: LimitOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Precision.auto,

@@ -155,7 +155,7 @@ def evaluate(
     peers = dict(peers or {})
     plans = {
         RESTORATION: Plan.restoration_only(),
-        UNIFORM: Plan((), (max(pipeline.plans[OURS].paths, key=lambda path: path.steps),)),
+        UNIFORM: Plan((), (max(pipeline.plans["best"].paths, key=lambda path: path.steps),)),
         **pipeline.plans,
     }
     taken = sorted(peers.keys() & {BICUBIC, *plans})
