@@ -28,6 +28,7 @@ from patchscaler.imaging.io import (
     write_pixels,
 )
 from patchscaler.imaging.streaming import Spool
+from patchscaler.imaging.tensors import eight_bits
 from patchscaler.jobs import Job
 from patchscaler.manifest import source_mark
 
@@ -227,7 +228,7 @@ class Enlarged:
         if job.map is not None:
             patch = model.sampling.stride * model.autoencoder.factor // model.scale
             write_pixels(
-                job.map, difficulty_map(_eight_bits(photo.pixels), result.confidence, result.groups, patch)
+                job.map, difficulty_map(eight_bits(photo.pixels), result.confidence, result.groups, patch)
             )
         colour = self.colour.image()
         write_photo(job.output, colour, self._alpha(), photo, job.size, self.task.output, before_rename=seal)
@@ -340,7 +341,3 @@ def _digest(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    return pixels if pixels.dtype == np.uint8 else (pixels // 257).astype(np.uint8)

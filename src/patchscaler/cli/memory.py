@@ -20,8 +20,6 @@ from patchscaler.cli.common import (
 from patchscaler.errors import InputError, ModelError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from patchscaler.texture_memory import ReferenceTextureMemory
 
 memory = typer.Typer(name="memory", no_args_is_help=True, help="Build, show and measure texture memories.")
@@ -30,6 +28,9 @@ FileArgument = Annotated[
     Path | None, typer.Argument(metavar="[FILE]", help="A texture memory; the model's own if none is named.")
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+MemoryOption = Annotated[
+    Path | None, typer.Option("--memory", metavar="FILE", help="Texture memory; else the model's own.")
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Use the first so many images only.")]
 
 
@@ -133,9 +134,10 @@ def show(
 
     from patchscaler.evaluation.prompts import memory_sheet, retrieval_sheet, stacked
     from patchscaler.imaging.io import read_photo, write_pixels
+    from patchscaler.imaging.tensors import eight_bits
     from patchscaler.pipeline import PatchScalerPipeline
 
-    taken = [_eight_bits(read_photo(path).pixels) for path in photo or ()]
+    taken = [eight_bits(read_photo(path).pixels) for path in photo or ()]
     pipeline = PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype.value, memory=file)
     if taken:
         sheet = stacked([retrieval_sheet(pipeline, pixels, patches=patches) for pixels in taken])
@@ -150,9 +152,7 @@ def report(
         Path, typer.Argument(metavar="TILES", help="Folder of tiles of one size, named CATEGORY__NAME.")
     ],
     model: ModelOption = None,
-    file: Annotated[
-        Path | None, typer.Option("--memory", metavar="FILE", help="Texture memory; else the model's own.")
-    ] = None,
+    file: MemoryOption = None,
     every: Annotated[
         bool, typer.Option("--every", help="Query with every tile, also those that taught the classifier.")
     ] = False,
@@ -178,9 +178,7 @@ def ablate(
         Path, typer.Argument(metavar="HR", help="Folder of the truth, 4 times as large, same names.")
     ],
     model: ModelOption = None,
-    file: Annotated[
-        Path | None, typer.Option("--memory", metavar="FILE", help="Texture memory; else the model's own.")
-    ] = None,
+    file: MemoryOption = None,
     larger: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A larger memory to compare with.")
     ] = None,
@@ -226,10 +224,6 @@ def _check_output(output: Path, suffix: str, overwrite: bool) -> None:
         writable_format(output)
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists already; --overwrite replaces it")
-
-
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    return (pixels >> 8).astype("uint8") if pixels.dtype.itemsize == 2 else pixels
 
 
 def _load(file: Path | None, model: str | None) -> ReferenceTextureMemory:

@@ -113,3 +113,8 @@ def levels(pixels: Tensor, dtype: Any) -> np.ndarray:
     if dtype == np.uint8:
         return rounded.to(torch.uint8).cpu().numpy()
     return rounded.to(torch.int32).cpu().numpy().astype(dtype)
+
+
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """uint8 or uint16 pixels as uint8."""
+    return pixels if pixels.dtype == np.uint8 else (pixels // 257).astype(np.uint8)

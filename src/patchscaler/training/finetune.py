@@ -75,7 +75,7 @@ class FinetuneStage(DiffusionStage):
         self.latent, self.perceptual = latent, perceptual
         self.penalty, self.alone = penalty, alone
         self.decoder = compact(pipeline).decoder
-        self.faithful = faithful if decoder else 0.0
+        self.decoder_learns, self.faithful = decoder, faithful if decoder else 0.0
         self.decoder.requires_grad_(decoder)
         if adversarial:
             self.rivals["pixel"] = PixelDiscriminator()
@@ -123,7 +123,7 @@ class FinetuneStage(DiffusionStage):
             logs["psnr_faithful"] = psnr[:plain].mean()
         if not self.rivals:
             return loss, logs
-        if self.faithful:
+        if self.decoder_learns:
             real = batch.images
         else:
             with torch.no_grad():
