@@ -100,7 +100,8 @@ def test_texture_encoder_is_aware_of_similarity(pipeline):
     patches = torch.randn(2, 3, 4, 16, 16)
     near = pipeline.texture_encoder(patches, torch.full((2, 3), 0.9))
     far = pipeline.texture_encoder(patches, torch.full((2, 3), 0.1))
-    assert near.shape == (2, 3 * 16, 32)
+    assert near.shape == (2, 3 * 16 + 1, 32)
+    torch.testing.assert_close(near[:, -1:], pipeline.texture_encoder.null_prompt(2))
     assert (near - far).abs().max() > 1e-4
 
 

@@ -63,6 +63,17 @@ def test_rows_that_do_not_count_are_as_if_they_were_not_there():
         assert (values.grad.abs().sum(dim=1) > 0).tolist() == taught.tolist()
 
 
+def test_rows_of_one_material_are_drawn_together_and_others_are_not():
+    keys = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), dim=1).requires_grad_()
+    kin, taught = torch.tensor([7, 7, -1, -1, 7, 3]), torch.tensor([True, True, True, True, False, True])
+    alone = contrastive_loss(keys, keys, 0.1, taught)
+    (with_kin,) = torch.autograd.grad(contrastive_loss(keys, keys, 0.1, taught, kin) - alone, keys)
+    assert (with_kin[0] @ keys[1].detach()) < 0  # nearer to each other by descent
+    torch.testing.assert_close(with_kin[2:], torch.zeros(4, 4))  # no kin, or does not count
+    nobody = contrastive_loss(keys, keys, 0.1, taught, torch.full((6,), -1))
+    torch.testing.assert_close(nobody, alone)
+
+
 def test_a_contest_is_even_at_equal_scores_and_falls_with_the_lead():
     def loss(winner, loser):
         return float(relativistic_loss([torch.full((2, 1, 3, 3), winner)], [torch.full((2, 1, 3, 3), loser)]))

@@ -188,6 +188,22 @@ def test_every_stage_documents_its_options():
             assert name in kind.__doc__
 
 
+def test_some_latents_are_decoded_without_the_lr_image(make_pipeline, tiles):
+    pipeline = make_pipeline()
+    stage = STAGES["decoder"](pipeline, tiles, Degradation(), clean=0.25, bare=0.25)
+
+    @torch.no_grad()
+    def logs():
+        batch = tiles.sample(4, 128, torch.Generator().manual_seed(0))
+        return stage(batch, torch.Generator().manual_seed(0))[1]
+
+    before = logs()
+    torch.nn.init.normal_(pipeline.autoencoder.decoder.lr_skip[-1].weight)
+    after = logs()
+    assert after["psnr_bare"] == before["psnr_bare"]
+    assert after["psnr_clean"] != before["psnr_clean"] and after["psnr"] != before["psnr"]
+
+
 @pytest.mark.parametrize("stage", ["autoencoder", "decoder", "finetune"])
 def test_a_foreign_autoencoder_is_not_trained(stage, make_pipeline, tiles, vae):
     pipeline = make_pipeline()

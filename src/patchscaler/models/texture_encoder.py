@@ -47,7 +47,7 @@ class TextureEncoder(ModelMixin, ConfigMixin):
         self.null = nn.Parameter(torch.randn(prompt_width) * 0.02)
 
     def forward(self, patches: Tensor, similarity: Tensor) -> Tensor:
-        """Prompt tokens (n, K * tokens, prompt_width).
+        """Prompt tokens (n, K * tokens + 1, prompt_width); the last is the null prompt, to pass over what was found.
 
         Args:
             patches: retrieved latent patches (n, K, c, p, p).
@@ -60,7 +60,7 @@ class TextureEncoder(ModelMixin, ConfigMixin):
         tokens = (tokens * (1 + scale) + shift).unflatten(0, (count, k)).flatten(1, 2)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.out(tokens)
+        return torch.cat((self.out(tokens), self.null_prompt(count).to(tokens.dtype)), dim=1)
 
     def null_prompt(self, count: int) -> Tensor:
         """The learned prompt (count, 1, prompt_width) that stands for no texture."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor, nn
+from torch import nn
 
 from patchscaler.data.dataset import TileSet
 from patchscaler.data.degradation import Degradation, DegradationConfig
@@ -47,7 +47,8 @@ def train(
         stop_after: stop, with a checkpoint, after so many steps of this call.
 
     Returns:
-        The loss of every logged step of this call, averaged over processes.
+        The losses that were logged in this call. What is logged is the mean of the steps since the line before, over
+        all processes.
     """
     accelerator = Accelerator(
         mixed_precision="bf16" if recipe.precision == "bf16" else "no",
@@ -88,17 +89,19 @@ def train(
     progress = _progress(recipe, stage.step, begin, accelerator)
     history: list[float] = []
     last = recipe.iterations if stop_after is None else stage.step + stop_after
-    mark = (stage.step, time.perf_counter())
+    mark, total = (stage.step, time.perf_counter()), torch.zeros((), device=device)
     while progress < 1 and stage.step < last:
         logs = take(progress)
+        total = total + torch.stack([value.detach().float() for value in logs.values()])
         stage.step += 1
         if stage.step % 10 == 0 or recipe.minutes == 0:
             progress = _progress(recipe, stage.step, begin, accelerator)
         if stage.step % recipe.log_every == 0 or progress >= 1:
-            values = _gather(accelerator, logs)
+            means = accelerator.reduce(total / (stage.step - mark[0]), "mean")
+            values = dict(zip(logs, means.tolist(), strict=True))  # type: ignore[union-attr]
             seconds = time.perf_counter() - mark[1]
             rate = (stage.step - mark[0]) * recipe.batch * accelerator.num_processes / seconds
-            mark = (stage.step, time.perf_counter())
+            mark, total = (stage.step, time.perf_counter()), torch.zeros((), device=device)
             history.append(values["loss"])
             accelerator.log({**values, "samples_per_second": rate}, step=stage.step)
             if accelerator.is_main_process:
@@ -158,9 +161,3 @@ def _progress(recipe: Recipe, step: int, begin: float, accelerator: Accelerator)
         if accelerator.num_processes > 1:
             done = float(broadcast(torch.tensor(done, device=accelerator.device)))  # type: ignore[arg-type]
     return min(done, 1.0)
-
-
-def _gather(accelerator: Accelerator, values: dict[str, Tensor]) -> dict[str, float]:
-    stacked = torch.stack([value.detach().float() for value in values.values()])
-    mean = accelerator.reduce(stacked, "mean")
-    return dict(zip(values, mean.tolist(), strict=True))  # type: ignore[union-attr]

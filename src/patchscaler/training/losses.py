@@ -25,7 +25,11 @@ def confidence_loss(confidence: Tensor, squared_error: Tensor, eta: float) -> Te
 
 
 def contrastive_loss(
-    queries: Tensor, keys: Tensor, temperature: float, taught: Tensor | None = None
+    queries: Tensor,
+    keys: Tensor,
+    temperature: float,
+    taught: Tensor | None = None,
+    kin: Tensor | None = None,
 ) -> Tensor:
     """InfoNCE both ways between unit vectors (n, d), of which row i belongs to row i (arXiv 1807.03748).
 
@@ -34,16 +38,22 @@ def contrastive_loss(
         keys: vectors that are found.
         temperature: of the softmax.
         taught: bool (n,), the rows that count; the others are neither queries nor keys. None takes all.
+        kin: int (n,); rows of one number, if it is not negative, show one material. Half of what a row should find is
+            its own, the other half its kin (arXiv 2004.11362). None: all of it is its own.
     """
     logits = queries @ keys.T / temperature
-    own = torch.arange(len(logits), device=logits.device)
-    count: Tensor | int = len(logits)
-    if taught is not None:
-        # Alone with itself, a row that does not count has no loss; the shape stays what it is.
-        apart = ~(taught[:, None] & taught) & ~torch.eye(len(own), dtype=torch.bool, device=own.device)
-        logits, count = logits.masked_fill(apart, -torch.inf), taught.sum()
-    both = (F.cross_entropy(x, own, reduction="sum") for x in (logits, logits.T))
-    return sum(both, logits.new_zeros(())) / count / 2
+    own = torch.eye(len(logits), device=logits.device)
+    counted = torch.ones_like(own[0], dtype=torch.bool) if taught is None else taught
+    # Alone with itself, a row that does not count has no loss; the shape stays what it is.
+    apart = ~(counted[:, None] & counted) & ~own.bool()
+    logits = logits.masked_fill(apart, -1e4)
+    wanted = own
+    if kin is not None:
+        related = ((kin[:, None] == kin) & (kin >= 0) & ~own.bool() & ~apart).float()
+        count = related.sum(dim=1, keepdim=True)
+        wanted = torch.where(count > 0, (own + related / count.clamp(min=1)) / 2, own)
+    both = (F.cross_entropy(x, wanted, reduction="sum") for x in (logits, logits.T))
+    return sum(both, logits.new_zeros(())) / counted.sum() / 2
 
 
 def perceptual_loss(

@@ -144,6 +144,7 @@ class DecoderStage(Stage):
         pipeline, tiles, degradation: as in `Stage`.
         perceptual: weight of the perceptual loss.
         clean: share of the batch decoded from x_HR instead of y_0.
+        bare: share of the batch decoded from x_HR without the LR image, so that the latent alone stays enough.
     """
 
     def __init__(
@@ -153,12 +154,13 @@ class DecoderStage(Stage):
         degradation: Degradation,
         perceptual: float = 0.1,
         clean: float = 0.25,
+        bare: float = 0.0,
     ) -> None:
         super().__init__(pipeline, tiles, degradation)
         self.autoencoder = compact(pipeline)
         self.restoration = pipeline.restoration
         self.features = EfficientNetFeatures("lite0")
-        self.perceptual, self.clean = perceptual, clean
+        self.perceptual, self.clean, self.bare = perceptual, clean, bare
         self.freeze_all_but(self.autoencoder.decoder)
 
     def compiled(self) -> list[nn.Module]:
@@ -168,9 +170,11 @@ class DecoderStage(Stage):
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """Reconstruction loss of the decoded latents."""
         lr, restored, target = self.restored(batch, generator)
-        count = round(self.clean * len(lr))
-        latent = torch.cat((target[:count], restored.latent[count:]))
-        decoded = self.autoencoder.decode(latent, lr).float()
+        bare, clean = round(self.bare * len(lr)), round((self.bare + self.clean) * len(lr))
+        latent = torch.cat((target[bare:clean], restored.latent[clean:]))
+        decoded = self.autoencoder.decode(latent, lr[bare:]).float()
+        if bare:
+            decoded = torch.cat((self.autoencoder.decode(target[:bare]).float(), decoded))
         error = F.l1_loss(decoded, batch.images)
         perceived = perceptual_loss(self.features, decoded, batch.images, generator)
         mse = (decoded.detach().clamp(0, 1) - batch.images).square().mean(dim=(1, 2, 3))
@@ -178,7 +182,9 @@ class DecoderStage(Stage):
         logs = {
             "l1": error,
             "perceptual": perceived,
-            "psnr_clean": psnr[:count].mean(),
-            "psnr": psnr[count:].mean(),
+            "psnr_clean": psnr[bare:clean].mean(),
+            "psnr": psnr[clean:].mean(),
         }
+        if bare:
+            logs["psnr_bare"] = psnr[:bare].mean()
         return error + self.perceptual * perceived, logs

@@ -25,7 +25,7 @@ def held_out(source: str) -> bool:
 
 
 class TextureStage(Stage):
-    """The classifier: a restored patch must find its own clean patch, and name its category.
+    """The classifier: a restored patch must find its own clean patch, others of its material, and name its category.
 
     Pictures that `held_out` names teach it nothing, so that it can be judged on them.
 
@@ -45,7 +45,7 @@ class TextureStage(Stage):
         tiles: TileSet,
         degradation: Degradation,
         temperature: float = 0.07,
-        category: float = 0.2,
+        category: float = 1.0,
         entries: int = 1024,
         licences: dict[str, str] | None = None,
     ) -> None:
@@ -71,8 +71,11 @@ class TextureStage(Stage):
         taught = self.taught[batch.sources]
         taught = taught | ~taught.any()  # a small set may have none left
         labels = torch.where(taught, batch.categories, -1)
-        taught, labels = (x.repeat_interleave(len(clean.key) // len(target)) for x in (taught, labels))
-        contrast = contrastive_loss(coarse.key, clean.key, self.temperature, taught)
+        # The patches of a tile that has a category show one material; those of a photograph need not.
+        kin = torch.where(labels >= 0, torch.arange(len(labels), device=labels.device), -1)
+        share = len(clean.key) // len(target)
+        taught, labels, kin = (x.repeat_interleave(share) for x in (taught, labels, kin))
+        contrast = contrastive_loss(coarse.key, clean.key, self.temperature, taught, kin)
         known = (labels >= 0).float()
         wrong = torch.zeros_like(contrast)
         for texture in (coarse, clean):
