@@ -123,12 +123,13 @@ def clock(call: Callable[[], Any], runs: int, device: torch.device) -> float:
 def show(call: Callable[[], Any], rows: int, device: torch.device) -> None:
     """Where the time of a call goes."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with profile(activities=activities) as profiler:
+    with profile(activities=activities, record_shapes=True) as profiler:
         for _ in range(3):
             call()
         wait(device)
     key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    print(profiler.key_averages().table(sort_by=key, row_limit=rows, max_name_column_width=60))
+    averages = profiler.key_averages(group_by_input_shape=True)
+    print(averages.table(sort_by=key, row_limit=rows, max_name_column_width=60, max_shapes_column_width=60))
 
 
 def wait(device: torch.device) -> None:

@@ -214,11 +214,28 @@ def test_a_foreign_autoencoder_is_not_trained(stage, make_pipeline, tiles, vae):
 
 def test_a_frozen_decoder_stays_as_it_is(make_pipeline, tiles, tmp_path):
     before, pipeline = make_pipeline(), make_pipeline()
-    options = {"alone": 0, "decoder": False}
+    options = {"alone": 0, "decoder": 0}
     recipe = Recipe("finetune", options, iterations=2, batch=2, crop=128, precision="fp32")
     train(pipeline, tiles, recipe, tmp_path)
     for ours, old in zip(pipeline.autoencoder.parameters(), before.autoencoder.parameters(), strict=True):
         assert torch.equal(ours, old)
+
+
+def test_the_decoder_learns_at_its_own_pace_beside_the_denoiser(make_pipeline, tiles, tmp_path):
+    before, pipeline = make_pipeline(), make_pipeline()
+    recipe = Recipe(
+        "finetune", {"alone": 0, "decoder": 0.25}, iterations=1, batch=2, crop=128, warmup=0, decay=0.0,
+        learning_rate=1e-3, weight_decay=0.0, ema=0.0, precision="fp32",
+    )  # fmt: skip
+    train(pipeline, tiles, recipe, tmp_path)
+
+    def largest_step(ours, old):
+        pairs = zip(ours.parameters(), old.parameters(), strict=True)
+        return max(float((a - b).detach().abs().max()) for a, b in pairs)
+
+    assert largest_step(pipeline.patch_dit, before.patch_dit) == pytest.approx(1e-3, rel=0.01)
+    decoders = pipeline.autoencoder.decoder, before.autoencoder.decoder
+    assert largest_step(*decoders) == pytest.approx(0.25e-3, rel=0.01)
 
 
 def test_two_processes_learn_as_one_from_both_their_batches(tiles_folder, tmp_path):

@@ -43,14 +43,14 @@ class Thermostat(nn.Module):
     Args:
         target: detail of the output over the truth's, in dB, at which the strength stays as it is.
         first: strength to start from.
-        least, most: its bounds.
+        most, least: its bounds.
         pace: change of its logarithm per step and dB of lacking detail.
     """
 
     level: Tensor
 
     def __init__(
-        self, target: float, first: float = 0.02, least: float = 1e-3, most: float = 0.2, pace: float = 5e-4
+        self, target: float, first: float = 0.02, most: float = 0.1, least: float = 1e-3, pace: float = 2e-4
     ) -> None:
         super().__init__()
         self.target, self.pace = target, pace

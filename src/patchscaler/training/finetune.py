@@ -40,11 +40,13 @@ class FinetuneStage(DiffusionStage):
         latent, perceptual: weights beside the L1 of the decoded image.
         adversarial: whether there is a discriminator.
         detail: detail of the decoded images over the truth's, in dB, that the adversarial strength is regulated for.
+        strength: that strength at the beginning, and at most, as a share of the other losses' gradient.
         penalty: weight of the discriminator's smoothness, |D(x) - D(x + noise)|^2 (arXiv 2501.08316, section 3.3),
-            for real images and fakes.
+            for a quarter of the real images and of the fakes.
         alone: steps that the discriminator learns before the denoiser listens to it.
-        decoder: let the decoder learn, too. What counts as real is then the image, else the decoded x_HR: the
-            discriminator is to see what those who learn do wrong, not what a frozen decoder does.
+        decoder: pace of the decoder, the denoiser's being 1; 0 leaves it as it is. If it learns, what counts as real
+            is the image, else the decoded x_HR: the discriminator is to see what those who learn do wrong, not what a
+            frozen decoder does.
         faithful: share of the images decoded from y_0, if the decoder learns.
     """
 
@@ -61,9 +63,10 @@ class FinetuneStage(DiffusionStage):
         perceptual: float = 0.1,
         adversarial: bool = True,
         detail: float = -3.0,
+        strength: tuple[float, float] = (0.02, 0.1),
         penalty: float = 10.0,
         alone: int = 500,
-        decoder: bool = True,
+        decoder: float = 0.25,
         faithful: float = 0.25,
         drop_prompt: float = 0.15,
     ) -> None:
@@ -75,15 +78,19 @@ class FinetuneStage(DiffusionStage):
         self.latent, self.perceptual = latent, perceptual
         self.penalty, self.alone = penalty, alone
         self.decoder = compact(pipeline).decoder
-        self.decoder_learns, self.faithful = decoder, faithful if decoder else 0.0
-        self.decoder.requires_grad_(decoder)
+        self.decoder_pace, self.faithful = decoder, faithful if decoder else 0.0
+        self.decoder.requires_grad_(decoder > 0)
         if adversarial:
             self.rivals["pixel"] = PixelDiscriminator()
-            self.rivals["thermostat"] = Thermostat(detail)
+            self.rivals["thermostat"] = Thermostat(detail, *strength)
 
     def compiled(self) -> list[nn.Module]:
         """Everything but the discriminator, whose spectral norm changes its own buffers."""
         return [*super().compiled(), self.decoder, self.features]
+
+    def pace(self, name: str) -> float:
+        """The decoder has its own: it renders every patch, also those that take no step."""
+        return self.decoder_pace if name.startswith("autoencoder.decoder.") else 1.0
 
     @property
     def _thermostat(self) -> Thermostat:
@@ -111,19 +118,19 @@ class FinetuneStage(DiffusionStage):
         perceived = perceptual_loss(self.features, decoded, batch.images, generator)
         mse = (decoded.detach().clamp(0, 1) - batch.images).square().mean(dim=(1, 2, 3))
         psnr = -10 * mse.clamp(min=1e-7).log10()
-        loss = pixel + self.latent * latent + self.perceptual * perceived
+        loss = pixel + self.latent * latent + self.perceptual * perceived.mean()
         logs = {
             "l1": pixel,
             "latent": latent,
-            "perceptual": perceived,
+            "perceptual": perceived[plain:].mean(),
             "psnr": psnr[plain:].mean(),
             "detail": detail_ratio(decoded[plain:], batch.images[plain:]),
         }
         if plain:
-            logs["psnr_faithful"] = psnr[:plain].mean()
+            logs |= {"psnr_faithful": psnr[:plain].mean(), "perceptual_faithful": perceived[:plain].mean()}
         if not self.rivals:
             return loss, logs
-        if self.decoder_learns:
+        if self.decoder_pace:
             real = batch.images
         else:
             with torch.no_grad():
@@ -135,11 +142,14 @@ class FinetuneStage(DiffusionStage):
     def _rivalry(self, fake: Tensor, real: Tensor, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """Adversarial loss, which teaches what made the fakes, plus the discriminator's, which teaches it alone."""
         judge = self.rivals["pixel"]
-        pair = torch.cat((real, fake.detach()))
-        shaken = pair + 0.05 * normal_like(pair, generator)
-        scores = [score.float().chunk(4) for score in judge(torch.cat((pair, shaken)))]
+        count, few = len(fake), -(-len(fake) // 4)
+        pair = torch.stack((real, fake.detach()))
+        shaken = pair[:, :few] + 0.05 * normal_like(pair[:, :few], generator)
+        images = torch.cat((pair.flatten(0, 1), shaken.flatten(0, 1)))
+        scores = [score.float().split((count, count, few, few)) for score in judge(images)]
         reals, fakes = [score[0] for score in scores], [score[1] for score in scores]
-        rough = torch.stack([((a - c).square() + (b - d).square()).mean() for a, b, c, d in scores]).mean()
+        moves = [((a[:few] - c).square() + (b[:few] - d).square()).mean() for a, b, c, d in scores]
+        rough = torch.stack(moves).mean()
         contest = relativistic_loss(reals, fakes)
         with _frozen(judge):
             deceit = relativistic_loss([score.float() for score in judge(fake)], [r.detach() for r in reals])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -73,7 +72,7 @@ def train(
         parameters,
         {name: value.detach().clone() for name, value in averaged.items()},
         dict(stage.rivals.named_buffers()),
-        _optimizer(averaged.values(), stage.rivals.parameters(), recipe, device),
+        _optimizer(stage, recipe, device),
     )
     elapsed = 0.0
     if resume and state.exists(output / "state"):
@@ -134,23 +133,24 @@ def train(
     return history
 
 
-def _optimizer(
-    own: Iterable[nn.Parameter], rival: Iterable[nn.Parameter], recipe: Recipe, device: torch.device
-) -> torch.optim.AdamW:
-    """AdamW; discriminators at twice the rate and without momentum."""
-    groups = [
-        {"name": "model", "params": list(own), "pace": 1.0, "betas": recipe.betas},
-        {"name": "rivals", "params": list(rival), "pace": 2.0, "betas": (0.0, recipe.betas[1])},
-    ]
+def _optimizer(stage: Stage, recipe: Recipe, device: torch.device) -> torch.optim.AdamW:
+    """AdamW, each pace a group; discriminators at twice the rate and without momentum."""
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for name, value in stage.trained():
+        group = ("rivals", 2.0) if name.startswith("rivals.") else ("model", stage.pace(name))
+        groups.setdefault(group, []).append(value)
     cuda = device.type == "cuda"
-    for group in groups:
-        group["lr"] = torch.zeros((), device=device) if cuda else 0.0  # set before each step
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        weight_decay=recipe.weight_decay,
-        fused=cuda,
-        capturable=cuda,
-    )
+    settings = [
+        {
+            "name": name if pace >= 1 else f"{name}_{pace:g}",
+            "params": values,
+            "pace": pace,
+            "betas": (0.0, recipe.betas[1]) if name == "rivals" else recipe.betas,
+            "lr": torch.zeros((), device=device) if cuda else 0.0,  # set before each step
+        }
+        for (name, pace), values in groups.items()
+    ]
+    return torch.optim.AdamW(settings, weight_decay=recipe.weight_decay, fused=cuda, capturable=cuda)
 
 
 def _progress(recipe: Recipe, step: int, begin: float, accelerator: Accelerator) -> float:

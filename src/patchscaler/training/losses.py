@@ -59,7 +59,7 @@ def contrastive_loss(
 def perceptual_loss(
     features: EfficientNetFeatures, images: Tensor, truth: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Feature distance of images and truth (B, 3, H, W), both cut at the same random place 8 pixels smaller.
+    """Feature distances (B,) of images and truth (B, 3, H, W), all cut at the same random place 8 pixels smaller.
 
     The features are taken with strides of 2 to 8. If they always began at the same pixel, a decoder of the same strides
     would learn dots in their phase, which please the features and not the eye.
@@ -72,7 +72,7 @@ def perceptual_loss(
             x = x.index_select(axis, place)
         return x
 
-    return feature_distance(features(cut(images)), features(cut(truth))).mean()
+    return feature_distance(features(cut(images)), features(cut(truth)))
 
 
 def relativistic_loss(winners: Sequence[Tensor], losers: Sequence[Tensor]) -> Tensor:

@@ -69,7 +69,7 @@ class AutoencoderStage(Stage):
         if count:
             halved = self.autoencoder.decoder(F.avg_pool2d(noisy[-count:], 2)).float() * 0.5 + 0.5
             error = error + self.consistency * F.l1_loss(halved, F.avg_pool2d(images[-count:], 2))
-        perceived = perceptual_loss(self.features, decoded, target, generator)
+        perceived = perceptual_loss(self.features, decoded, target, generator).mean()
         loss = error + self.perceptual * perceived + self.magnitude * latent.float().square().mean()
         mse = F.mse_loss(decoded.detach().clamp(0, 1), target)
         return loss, {
@@ -176,7 +176,7 @@ class DecoderStage(Stage):
         if bare:
             decoded = torch.cat((self.autoencoder.decode(target[:bare]).float(), decoded))
         error = F.l1_loss(decoded, batch.images)
-        perceived = perceptual_loss(self.features, decoded, batch.images, generator)
+        perceived = perceptual_loss(self.features, decoded, batch.images, generator).mean()
         mse = (decoded.detach().clamp(0, 1) - batch.images).square().mean(dim=(1, 2, 3))
         psnr = -10 * mse.clamp(min=1e-7).log10()
         logs = {

@@ -51,6 +51,10 @@ class Stage(nn.Module):
         """The parameters that learn, by name."""
         return ((name, value) for name, value in self.named_parameters() if value.requires_grad)
 
+    def pace(self, name: str) -> float:
+        """By what the learning rate of a parameter is multiplied."""
+        return 1.0
+
     @abstractmethod
     def compiled(self) -> list[nn.Module]:
         """The parts worth compiling: called with fixed shapes, through their `forward`."""
