@@ -12,6 +12,7 @@ from patchscaler.training.losses import (
     confidence_loss,
     contrastive_loss,
     detail_ratio,
+    lattice_loss,
     perceptual_loss,
     relativistic_loss,
 )
@@ -135,6 +136,18 @@ def test_the_perceptual_loss_sees_both_images_at_the_same_varying_place():
     corners = {tuple(part[0, :2, 0, 0].tolist()) for part in seen}
     assert {row for row, _ in corners} == {col for _, col in corners} == set(range(8))
     assert float(perceptual_loss(features, images, images + images.flip(3), draw)) > 0
+
+
+def test_the_lattice_loss_is_what_repeats_with_the_grid_and_nothing_else():
+    truth = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    assert float(lattice_loss(truth + 0.1, truth)) == pytest.approx(0, abs=1e-6)  # a shift of all levels
+    pattern = torch.linspace(-0.1, 0.1, 64).view(8, 8).repeat(32, 32)
+    assert float(lattice_loss(truth + pattern, truth)) == pytest.approx(float(pattern.abs().mean()), rel=1e-3)
+    half = torch.cat((pattern[:128], -pattern[128:]))  # would cancel over the whole image
+    assert float(lattice_loss(truth + half, truth)) == pytest.approx(float(pattern.abs().mean()), rel=1e-3)
+    other = torch.linspace(-0.1, 0.1, 49).view(7, 7).repeat(37, 37)[:256, :256]  # not the pitch
+    assert float(lattice_loss(truth + other, truth)) < 0.1 * float(other.abs().mean())
+    assert float(lattice_loss(truth[..., :64, :64] + pattern[:64, :64], truth[..., :64, :64])) > 0.04
 
 
 def test_detail_is_measured_as_the_evaluation_does():

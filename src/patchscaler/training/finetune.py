@@ -21,6 +21,7 @@ from patchscaler.training.discriminator import PixelDiscriminator, Thermostat
 from patchscaler.training.losses import (
     balance_gradients,
     detail_ratio,
+    lattice_loss,
     perceptual_loss,
     relativistic_loss,
 )
@@ -37,7 +38,7 @@ class FinetuneStage(DiffusionStage):
     Args:
         pipeline, tiles, degradation, drop_prompt: as in `DiffusionStage`.
         paths: pairs (T, N); each patch draws one.
-        latent, perceptual: weights beside the L1 of the decoded image.
+        latent, perceptual, lattice: weights beside the L1 of the decoded image.
         adversarial: whether there is a discriminator.
         detail: detail of the decoded images over the truth's, in dB, that the adversarial strength is regulated for.
         strength: that strength at the beginning, and at most, as a share of the other losses' gradient.
@@ -61,6 +62,7 @@ class FinetuneStage(DiffusionStage):
         paths: tuple[tuple[float, int], ...] = ((0.43, 1), (0.66, 2), (0.9, 4)),
         latent: float = 0.1,
         perceptual: float = 0.1,
+        lattice: float = 10.0,
         adversarial: bool = True,
         detail: float = -3.0,
         strength: tuple[float, float] = (0.02, 0.1),
@@ -75,7 +77,7 @@ class FinetuneStage(DiffusionStage):
         self.register_buffer("paths", torch.tensor(paths), persistent=False)
         self.register_buffer("heard", torch.zeros(()), persistent=False)
         self.longest = max(int(steps) for _, steps in paths)
-        self.latent, self.perceptual = latent, perceptual
+        self.latent, self.perceptual, self.lattice = latent, perceptual, lattice
         self.penalty, self.alone = penalty, alone
         self.decoder = compact(pipeline).decoder
         self.decoder_pace, self.faithful = decoder, faithful if decoder else 0.0
@@ -116,13 +118,15 @@ class FinetuneStage(DiffusionStage):
         pixel = F.l1_loss(decoded, batch.images)
         latent = F.l1_loss(estimate.float(), x.float())
         perceived = perceptual_loss(self.features, decoded, batch.images, generator)
+        repeated = lattice_loss(decoded, batch.images, self.autoencoder.factor)
         mse = (decoded.detach().clamp(0, 1) - batch.images).square().mean(dim=(1, 2, 3))
         psnr = -10 * mse.clamp(min=1e-7).log10()
-        loss = pixel + self.latent * latent + self.perceptual * perceived.mean()
+        loss = pixel + self.latent * latent + self.perceptual * perceived.mean() + self.lattice * repeated
         logs = {
             "l1": pixel,
             "latent": latent,
             "perceptual": perceived[plain:].mean(),
+            "lattice": repeated,
             "psnr": psnr[plain:].mean(),
             "detail": detail_ratio(decoded[plain:], batch.images[plain:]),
         }

@@ -75,6 +75,22 @@ def perceptual_loss(
     return feature_distance(features(cut(images)), features(cut(truth)))
 
 
+def lattice_loss(images: Tensor, truth: Tensor, pitch: int = 8, window: int = 128) -> Tensor:
+    """Mean absolute part of the error of images (B, 3, H, W) that repeats with a grid of `pitch` pixels.
+
+    In each window of side `window`, or the whole image if it is smaller, the errors at one phase of the grid are
+    averaged: photographs have nothing that depends on the phase. A decoder without noise of its own otherwise renders
+    latents of fine grain as a regular pattern, which for a network is nearer to grain than a plane is.
+    """
+    error = images - truth
+    height, width = (min(window, side) // pitch for side in error.shape[2:])
+    grid = error.unflatten(3, (-1, width, pitch)).unflatten(
+        2, (-1, height, pitch)
+    )  # (B, 3, n, h, p, m, w, p)
+    pattern = grid.mean(dim=(3, 6))
+    return (pattern - pattern.mean(dim=(3, 5), keepdim=True)).abs().mean()
+
+
 def relativistic_loss(winners: Sequence[Tensor], losers: Sequence[Tensor]) -> Tensor:
     """Mean of softplus(loser - winner) over pairs of score maps (arXiv 1807.00734, section 4.1).
 

@@ -10,7 +10,7 @@ from patchscaler.data.dataset import Batch, TileSet
 from patchscaler.data.degradation import Degradation
 from patchscaler.features import EfficientNetFeatures
 from patchscaler.pipeline import PatchScalerPipeline
-from patchscaler.training.losses import confidence_loss, perceptual_loss
+from patchscaler.training.losses import confidence_loss, lattice_loss, perceptual_loss
 from patchscaler.training.stage import Logs, Stage, compact, encoders, normal_like, uniform
 
 
@@ -145,6 +145,7 @@ class DecoderStage(Stage):
         perceptual: weight of the perceptual loss.
         clean: share of the batch decoded from x_HR instead of y_0.
         bare: share of the batch decoded from x_HR without the LR image, so that the latent alone stays enough.
+        lattice: weight of the lattice loss.
     """
 
     def __init__(
@@ -155,12 +156,13 @@ class DecoderStage(Stage):
         perceptual: float = 0.1,
         clean: float = 0.25,
         bare: float = 0.0,
+        lattice: float = 10.0,
     ) -> None:
         super().__init__(pipeline, tiles, degradation)
         self.autoencoder = compact(pipeline)
         self.restoration = pipeline.restoration
         self.features = EfficientNetFeatures("lite0")
-        self.perceptual, self.clean, self.bare = perceptual, clean, bare
+        self.perceptual, self.clean, self.bare, self.lattice = perceptual, clean, bare, lattice
         self.freeze_all_but(self.autoencoder.decoder)
 
     def compiled(self) -> list[nn.Module]:
@@ -177,14 +179,16 @@ class DecoderStage(Stage):
             decoded = torch.cat((self.autoencoder.decode(target[:bare]).float(), decoded))
         error = F.l1_loss(decoded, batch.images)
         perceived = perceptual_loss(self.features, decoded, batch.images, generator).mean()
+        repeated = lattice_loss(decoded, batch.images, self.autoencoder.factor)
         mse = (decoded.detach().clamp(0, 1) - batch.images).square().mean(dim=(1, 2, 3))
         psnr = -10 * mse.clamp(min=1e-7).log10()
         logs = {
             "l1": error,
             "perceptual": perceived,
+            "lattice": repeated,
             "psnr_clean": psnr[bare:clean].mean(),
             "psnr": psnr[clean:].mean(),
         }
         if bare:
             logs["psnr_bare"] = psnr[:bare].mean()
-        return error + self.perceptual * perceived, logs
+        return error + self.perceptual * perceived + self.lattice * repeated, logs
