@@ -91,8 +91,16 @@ def grid_shift_difference(upscale: Callable[[Array], Array], lr: Array, shift: i
     The second run sees the image extended by reflection at the top and on the left.
     """
     plain = upscale(lr)
-    shifted = upscale(np.pad(lr, ((shift, 0), (shift, 0), (0, 0)), mode="reflect"))
-    offset = shift * plain.shape[0] // lr.shape[0]
+    return shifted_difference(plain, upscale(extended(lr, shift)), shift * plain.shape[0] // lr.shape[0])
+
+
+def extended(image: Array, shift: int) -> Array:
+    """The image continued by reflection for `shift` pixels at the top and on the left."""
+    return np.pad(image, ((shift, 0), (shift, 0), (0, 0)), mode="reflect")
+
+
+def shifted_difference(plain: Array, shifted: Array, offset: int) -> float:
+    """Mean absolute difference, in levels, of an image and one that has `offset` more pixels at the top and left."""
     return float(np.abs(shifted[offset:, offset:].astype(np.float64) - plain).mean())
 
 
