@@ -187,7 +187,7 @@ def evaluate(
         images=stems,
         rows=[Row(name) for name in (BICUBIC, *peers, *plans)],
     )
-    judge = metrics.DeepFeatureDistance().to(pipeline.device, memory_format=torch.channels_last)
+    judge = metrics.DeepFeatureDistance().to(pipeline.device)
     pitch = pipeline.sampling.stride * pipeline.autoencoder.factor
     patches: list[Tensor] = []
     rebuilt: list[dict[str, float]] = []
