@@ -43,7 +43,7 @@ class Row:
         values: the figures of each image, by metric.
         steps: mean sampler steps per patch.
         shares: share of the patches in each group, simplest first.
-        seconds: time of the pipeline's stages.
+        seconds: time of the pipeline's stages; encoding and restoring are done once and count in every row.
     """
 
     name: str
