@@ -279,13 +279,14 @@ def _study_patches(
 ) -> Tensor:
     """Mean confidence, mean squared latent error and LR luma variance (3, n) of an image's whole patches."""
     size, pixels = pipeline.sampling.patch_size, _lr_pixels(pipeline)
-    height, width = truth.shape[2:]
-    latent, confidence = (x[..., :height, :width] for x in (restored.latent, restored.confidence))
-    error = (latent.to(truth.device).float() - truth.float()).square().mean(dim=1, keepdim=True)
-    rows, cols = height // size * pixels, width // size * pixels
-    grey = torch.from_numpy(metrics.luma(lr)[:rows, :cols])[None, None]
+    rows, cols = (side // size * pixels for side in truth.shape[2:])
+    whole = lr[:rows, :cols]
+    if whole.shape != lr.shape:
+        restored = RestoredImage(pipeline, whole)
+    error = (restored.latent.to(truth.device).float() - truth.float()).square().mean(dim=1, keepdim=True)
+    grey = torch.from_numpy(metrics.luma(whole))[None, None]
     figures = (
-        patch_quality(confidence, size, size).cpu(),
+        patch_quality(restored.confidence, size, size).cpu(),
         unfold(error, size, size).mean(dim=(1, 2, 3)).cpu(),
         unfold(grey, pixels, pixels).var(dim=(1, 2, 3)).float(),
     )
