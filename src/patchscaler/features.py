@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from patchscaler.errors import ModelError
 
@@ -47,6 +48,21 @@ class EfficientNetFeatures(nn.Module):
     def train(self, mode: bool = True) -> EfficientNetFeatures:
         """Stay in evaluation mode: the statistics of batch norm are part of the frozen network."""
         return super().train(False)
+
+    def folded(self) -> EfficientNetFeatures:
+        """Itself, faster: batch norms become part of the convolutions before them, weights are channels-last.
+
+        Features change by rounding alone.
+        """
+        norms = {"_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
+        parents = [(self.stem, {"0": "1"}), *((block, norms) for block in self.blocks)]
+        for parent, names in parents:
+            for conv, norm in names.items():
+                if hasattr(parent, conv):  # the first block does not expand
+                    fused = fuse_conv_bn_eval(getattr(parent, conv), getattr(parent, norm))
+                    setattr(parent, conv, fused)
+                    setattr(parent, norm, nn.Identity())
+        return self.requires_grad_(False).to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Taps (B, C_i, H_i, W_i) of images (B, 3, H, W) in [0, 1] with sides of 32 or more."""

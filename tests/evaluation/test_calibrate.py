@@ -12,6 +12,7 @@ from patchscaler.evaluation.calibrate import (
     read_pairs,
     to_markdown,
 )
+from patchscaler.evaluation.metrics import DeepFeatureDistance
 from patchscaler.sampling.grouping import Path, Plan, assign
 
 CANDIDATES = (Path(0.43, 1), Path(0.9, 1), Path(0.9, 2))
@@ -124,11 +125,23 @@ def test_one_patch_is_enough(pipeline, images):
     assert "nan" not in to_markdown(result)
 
 
-def test_progress_counts_the_paths(pipeline, images):
+def test_progress_counts_the_paths_of_all_images(pipeline, images):
     seen = []
-    pairs = [(images[0][:, :32, :32], torch.rand(3, 128, 128))]
+    pairs = [(images[0][:, :32, :32], torch.rand(3, 128, 128))] * 2
     calibrate(pipeline, pairs, candidates=CANDIDATES[:1], progress=lambda *values: seen.append(values))
-    assert seen == [(1, 2), (2, 2)]
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_distances_are_those_of_the_outputs_patch_by_patch(measured, pipeline, images):
+    """The last patch of the first image and the first of the second, each judged alone."""
+    judge = DeepFeatureDistance()
+    for path in (NOTHING, CANDIDATES[2]):
+        for number, at, (top, left) in ((0, 3, (128, 128)), (1, 4, (0, 0))):
+            patches = []
+            for plan in (Plan((), (path,)), Plan.uniform(0.7, 3)):
+                output = (pipeline(images[number], plan=plan).image * 255).round() / 255
+                patches.append(output[None, :, top : top + 128, left : left + 128])
+            assert float(measured.distance[path][at]) == pytest.approx(float(judge(*patches)), rel=1e-4)
 
 
 @pytest.mark.parametrize(

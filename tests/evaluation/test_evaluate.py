@@ -3,12 +3,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from patchscaler import InputError
+from patchscaler import InputError, Plan
 from patchscaler.evaluation import evaluate as module
 from patchscaler.evaluation import metrics
 from patchscaler.evaluation.evaluate import METRICS, evaluate
+from patchscaler.evaluation.restored_image import RestoredImage
 
 ROWS = ["bicubic", "oracle", "<b>odd|name</b>", "restoration only", "uniform", "fast", "balanced", "best"]
 
@@ -54,6 +56,33 @@ def test_steps_and_shares_follow_the_plans(evaluation, pipeline):
 def test_correlation_counts_whole_patches(evaluation):
     assert evaluation.correlation["patches"] == 4 + 4
     assert -1 <= evaluation.correlation["confidence"] <= 1
+
+
+@pytest.mark.parametrize("stem", ["image0", "image1"])
+def test_patches_are_studied_in_whole_patches_of_the_image(pipeline, folders, stem):
+    lr, truth = (
+        np.array(Image.open(file)) for file in (folders.lr / f"{stem}.png", folders.hr / f"{stem}.webp")
+    )
+    low, high = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 for image in (lr, truth))
+    coarse, clean = pipeline.restore(low[..., :64, :64]), pipeline.encode(high[..., :256, :256])
+    found = module._study_patches(pipeline, lr, RestoredImage(pipeline, lr), clean)
+    for number, (top, left) in enumerate(((0, 0), (0, 16), (16, 0), (16, 16))):
+        where = (..., slice(top, top + 16), slice(left, left + 16))
+        grey = metrics.luma(lr[2 * top : 2 * top + 32, 2 * left : 2 * left + 32])
+        error = (coarse.latent[where] - clean[where]).square().mean()
+        expected = [float(coarse.confidence[where].mean()), float(error), grey.var(ddof=1)]
+        assert found[:, number].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_grid_shift_is_that_of_the_metric(evaluation, pipeline, folders):
+    for name, plan in (("restoration only", Plan.restoration_only()), ("balanced", "balanced")):
+        differences = [
+            metrics.grid_shift_difference(
+                lambda lr, plan=plan: pipeline(lr, plan=plan, seed=0).image, np.array(Image.open(file))
+            )
+            for file in sorted(folders.lr.iterdir())
+        ]
+        assert evaluation.grid_shift[name] == pytest.approx(np.mean(differences), rel=1e-9)
 
 
 def test_other_seeds_change_only_what_is_sampled(pipeline, folders, evaluation):

@@ -4,6 +4,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from patchscaler.evaluation import metrics
+from patchscaler.evaluation.colour import ciede2000, srgb_to_lab
 
 
 def noise(shape, low=0, high=256, seed=0) -> np.ndarray:
@@ -167,3 +168,34 @@ def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says():
         _, low, high = metrics.paired_bootstrap(generator.normal(1, 1, 40), np.zeros(40), seed=trial)
         hits += low <= 1 <= high
     assert 180 <= hits <= 198
+
+
+def test_detail_energy_against_the_whole_spectrum():
+    """Direct: the full transform of each patch, of an odd size too, the richer half by hand."""
+    image, truth = noise((100, 200, 3), 60, 200), noise((100, 200, 3), seed=1)
+    for size in (33, 50):
+        energies = []
+        for y in (metrics.luma(image), metrics.luma(truth)):
+            found = []
+            for top in range(0, 100 - size + 1, size):
+                for left in range(0, 200 - size + 1, size):
+                    patch = y[top : top + size, left : left + size]
+                    window = np.outer(np.hanning(size), np.hanning(size))
+                    power = np.abs(np.fft.fft2((patch - patch.mean()) * window)) ** 2
+                    at = np.fft.fftfreq(size)
+                    radius = np.sqrt(at[:, None] ** 2 + at**2)
+                    found.append(power[(radius >= 0.25) & (radius <= 0.5)].sum())
+            energies.append(np.array(found))
+        richest = np.argsort(-energies[1])[: len(energies[1]) // 2]
+        expected = 10 * np.log10(energies[0][richest] / energies[1][richest]).mean()
+        assert metrics.detail_energy(image, truth, size) == pytest.approx(expected, rel=1e-9)
+
+
+def test_colour_shift_against_blocks_one_by_one():
+    image, truth = noise((40, 54, 3)), noise((40, 54, 3), seed=1)
+    differences = []
+    for top in (0, 16):
+        for left in (0, 16, 32):
+            a, b = (x[top : top + 16, left : left + 16].reshape(-1, 3).mean(axis=0) for x in (image, truth))
+            differences.append(ciede2000(srgb_to_lab(a / 255), srgb_to_lab(b / 255)))
+    assert metrics.colour_shift(image, truth) == pytest.approx(np.mean(differences), rel=1e-9)

@@ -46,7 +46,7 @@ def calibrate(
     candidates = CANDIDATES if paths is None else parse_paths(paths)
     pairs = read_pairs(lr_dir, hr_dir, limit)
     pipeline = PatchScalerPipeline.from_pretrained(model.absolute(), device=device, dtype=dtype.value)
-    with counting_bar("paths") as progress:
+    with counting_bar("outputs") as progress:
         measured = measure(pipeline, pairs, candidates=candidates, seed=seed, progress=progress)
     write_plans(model, measured.plans)
     tables = to_markdown(measured)

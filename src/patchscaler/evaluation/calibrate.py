@@ -22,6 +22,8 @@ from patchscaler.evaluation import metrics, tradeoff
 from patchscaler.evaluation.chart import line_chart
 from patchscaler.evaluation.files import check_size, common_stems, find_images, read_image
 from patchscaler.evaluation.metrics import DeepFeatureDistance
+from patchscaler.evaluation.restored_image import RestoredImage
+from patchscaler.features import feature_distance
 from patchscaler.imaging.tensors import to_tensor
 from patchscaler.pipeline import MIN_SIDE, SCALE, PatchScalerPipeline
 from patchscaler.sampling.grouping import Path, Plan, assign, patch_quality
@@ -55,6 +57,7 @@ class Calibration:
     comparison: list[dict[str, Any]] = field(default_factory=list)
 
 
+@torch.inference_mode()
 def calibrate(
     pipeline: PatchScalerPipeline,
     pairs: Sequence[tuple[Tensor, Tensor]],
@@ -72,7 +75,7 @@ def calibrate(
         candidates: paths to try, beside taking no step.
         shares: share of the patches in each group, simplest first.
         seed: fixes the noise.
-        progress: told how many paths of how many are measured.
+        progress: told how many outputs of how many are measured, one of each path for each image.
 
     Raises:
         InputError: an image's sides are not whole patches, or its truth is not 4 times as large.
@@ -86,24 +89,27 @@ def calibrate(
     if any(hr.shape[1:] != (SCALE * lr.shape[1], SCALE * lr.shape[2]) for lr, hr in pairs):
         raise InputError(f"the truth of a calibration image must be {SCALE} times as large as it is")
     judge = DeepFeatureDistance().to(pipeline.device)
-    truth = [unfold(hr[None].to(pipeline.device), pixels, pixels) for _, hr in pairs]
-    nothing = Path(1.0, 0)
-    variance = [_lr_variance(lr, pixels // SCALE) for lr, _ in pairs]
-    image = torch.cat([torch.full((len(own),), number) for number, own in enumerate(variance)])
-    measured = Calibration(torch.empty(0), {}, torch.cat(variance), image)
-    for done, path in enumerate((nothing, *candidates)):
-        plan = Plan((), (path,))
-        distances, qualities = [], []
-        for (lr, _), patches in zip(pairs, truth, strict=True):
-            result = pipeline(lr, plan=plan, seed=seed)
+    paths = tuple(dict.fromkeys((Path(1.0, 0), *candidates)))
+    distances: dict[Path, list[Tensor]] = {path: [] for path in paths}
+    qualities = []
+    for number, (lr, hr) in enumerate(pairs):
+        truth = judge.features(unfold(hr[None].to(pipeline.device), pixels, pixels))
+        restored = RestoredImage(pipeline, lr, seed)
+        qualities.append(patch_quality(restored.confidence, size, size).cpu())
+        for done, path in enumerate(paths):
+            result = restored.upscale(Plan((), (path,)))
             image = (result.image[None].to(pipeline.device) * 255).round() / 255
-            distances.append(judge(unfold(image, pixels, pixels), patches).cpu())
-            confidence = torch.from_numpy(result.confidence)[None, None]
-            qualities.append(patch_quality(confidence, size, size))
-        measured.distance[path] = torch.cat(distances)
-        measured.quality = torch.cat(qualities)
-        if progress is not None:
-            progress(done + 1, len(candidates) + 1)
+            features = judge.features(unfold(image, pixels, pixels))
+            distances[path].append(feature_distance(features, truth).cpu())
+            if progress is not None:
+                progress(number * len(paths) + done + 1, len(pairs) * len(paths))
+    variance = [_lr_variance(lr, pixels // SCALE) for lr, _ in pairs]
+    measured = Calibration(
+        torch.cat(qualities),
+        {path: torch.cat(found) for path, found in distances.items()},
+        torch.cat(variance),
+        torch.cat([torch.full((len(own),), number) for number, own in enumerate(variance)]),
+    )
     for name, price in PRICES.items():
         measured.plans[name] = choose(measured, shares, price)
     measured.comparison = [_compare(name, plan, measured) for name, plan in measured.plans.items()]

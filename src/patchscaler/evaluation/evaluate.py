@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from patchscaler.errors import InputError
 from patchscaler.evaluation import metrics
 from patchscaler.evaluation.files import check_size, common_stems, find_images, read_image
 from patchscaler.evaluation.metrics import Array, Interval
+from patchscaler.evaluation.restored_image import RestoredImage
 from patchscaler.features import feature_distance
 from patchscaler.imaging.difficulty import difficulty_map
 from patchscaler.imaging.tensors import from_tensor, to_tensor
@@ -41,7 +43,7 @@ class Row:
         values: the figures of each image, by metric.
         steps: mean sampler steps per patch.
         shares: share of the patches in each group, simplest first.
-        seconds: time of the pipeline's stages.
+        seconds: time of the pipeline's stages; encoding and restoring are done once and count in every row.
     """
 
     name: str
@@ -126,6 +128,7 @@ class Evaluation:
         return (order[:extremes] + worst + rest)[:count]
 
 
+@torch.inference_mode()
 def evaluate(
     pipeline: PatchScalerPipeline,
     lr_dir: Path,
@@ -196,15 +199,17 @@ def evaluate(
         for name, files in ready.items():
             outputs[name] = read_image(files[stem])
             _check_size(files[stem], outputs[name], lr, border)
-        once = {plan: pipeline(lr, plan=plan, seed=seed) for plan in set(plans.values())}  # some are equal
-        results = {name: once[plan] for name, plan in plans.items()}
+        restored = RestoredImage(pipeline, lr, seed)
+        results = {name: restored.upscale(plan) for name, plan in plans.items()}
         outputs |= {name: result.image for name, result in results.items()}
         _measure(evaluation, outputs, truth, judge, border, pitch)
         for name, result in results.items():
             _record(evaluation.row(name), result, len(plans[name].paths))
-        patches.append(_study_patches(pipeline, lr, truth))
-        rebuilt.append(_reconstruct(pipeline, lr, truth))
-        shifts.append({name: _grid_shift(pipeline, lr, plans[name], seed) for name in (RESTORATION, OURS)})
+        whole_lr, whole_truth = _whole_patches(pipeline, lr, truth)
+        latent = pipeline.encode(whole_truth)
+        patches.append(_study_patches(pipeline, lr, restored, latent))
+        rebuilt.append(_reconstruct(pipeline, whole_lr, truth, latent))
+        shifts.append(_grid_shift(pipeline, lr, {name: plans[name] for name in (RESTORATION, OURS)}, results))
         evaluation.pictures[stem] = _picture(pipeline, lr, truth, outputs, results[OURS])
         if progress is not None:
             progress(done + 1, len(stems))
@@ -236,28 +241,31 @@ def _measure(
     pitch: int,
 ) -> None:
     """Add the figures of one image to every row."""
-    crop = partial(metrics.crop_border, border=border)
     device = next(judge.parameters()).device
-    truth, reference = crop(truth), crop(outputs[RESTORATION])
+    crop = partial(metrics.crop_border, border=border)
+    truth, bicubic, reference = crop(truth), crop(outputs[BICUBIC]), crop(outputs[RESTORATION])
 
     def features(image: Array) -> list[Tensor]:
         return judge.features(to_tensor(image, MIN_SIZE)[None].to(device))
 
-    with torch.inference_mode():
+    def measure(image: Array) -> dict[str, float]:
+        return {
+            "psnr_y": metrics.psnr_y(image, truth),
+            "ssim_y": metrics.ssim_y(image, truth),
+            "detail_energy": metrics.detail_energy(image, truth),
+            "colour_shift": metrics.colour_shift(image, truth),
+            "colour_drift": metrics.colour_shift(image, bicubic),
+            "seam_power": metrics.seam_power(image, reference, pitch),
+        }
+
+    once = {id(image): crop(image) for image in outputs.values()}  # plans may share one
+    with ThreadPoolExecutor() as pool:
+        figures = {key: pool.submit(measure, image) for key, image in once.items()}
         target = features(truth)
-        for name, output in outputs.items():
-            image = crop(output)
-            figures = {
-                "psnr_y": metrics.psnr_y(image, truth),
-                "ssim_y": metrics.ssim_y(image, truth),
-                "dfd": float(feature_distance(features(image), target)),
-                "detail_energy": metrics.detail_energy(image, truth),
-                "colour_shift": metrics.colour_shift(image, truth),
-                "colour_drift": metrics.colour_shift(image, crop(outputs[BICUBIC])),
-                "seam_power": metrics.seam_power(image, reference, pitch),
-            }
-            for metric, figure in figures.items():
-                evaluation.row(name).values[metric].append(figure)
+        distances = {key: float(feature_distance(features(image), target)) for key, image in once.items()}
+    for name, image in outputs.items():
+        for metric, figure in {**figures[id(image)].result(), "dfd": distances[id(image)]}.items():
+            evaluation.row(name).values[metric].append(figure)
 
 
 def _record(row: Row, result: UpscaleResult, groups: int) -> None:
@@ -266,15 +274,17 @@ def _record(row: Row, result: UpscaleResult, groups: int) -> None:
     row.seconds.append(sum(result.timings.values()))
 
 
-@torch.inference_mode()
-def _study_patches(pipeline: PatchScalerPipeline, lr: Array, truth: Array) -> Tensor:
+def _study_patches(
+    pipeline: PatchScalerPipeline, lr: Array, restored: RestoredImage, truth: Tensor
+) -> Tensor:
     """Mean confidence, mean squared latent error and LR luma variance (3, n) of an image's whole patches."""
-    size = pipeline.sampling.patch_size
-    low, high = _whole_patches(pipeline, lr, truth)
-    restored = pipeline.restore(low)
-    error = (restored.latent.float() - pipeline.encode(high).float()).square().mean(dim=1, keepdim=True)
-    grey = torch.from_numpy(metrics.luma(lr)[: low.shape[2], : low.shape[3]])[None, None]
-    pixels = _lr_pixels(pipeline)
+    size, pixels = pipeline.sampling.patch_size, _lr_pixels(pipeline)
+    rows, cols = (side // size * pixels for side in truth.shape[2:])
+    whole = lr[:rows, :cols]
+    if whole.shape != lr.shape:
+        restored = RestoredImage(pipeline, whole)
+    error = (restored.latent.to(truth.device).float() - truth.float()).square().mean(dim=1, keepdim=True)
+    grey = torch.from_numpy(metrics.luma(whole))[None, None]
     figures = (
         patch_quality(restored.confidence, size, size).cpu(),
         unfold(error, size, size).mean(dim=(1, 2, 3)).cpu(),
@@ -283,12 +293,11 @@ def _study_patches(pipeline: PatchScalerPipeline, lr: Array, truth: Array) -> Te
     return torch.stack(figures)
 
 
-@torch.inference_mode()
-def _reconstruct(pipeline: PatchScalerPipeline, lr: Array, truth: Array) -> dict[str, float]:
-    """8-bit PSNR of the autoencoder alone."""
-    low, high = _whole_patches(pipeline, lr, truth)
-    latent = pipeline.encode(high)
-    target = truth[: high.shape[2], : high.shape[3]]
+def _reconstruct(
+    pipeline: PatchScalerPipeline, low: Tensor, truth: Array, latent: Tensor
+) -> dict[str, float]:
+    """8-bit PSNR of the autoencoder alone, from the latent (1, c, H, W) of the truth."""
+    target = truth[: SCALE * low.shape[2], : SCALE * low.shape[3]]
     figures = {}
     for kind, condition in (("without LR", None), ("with LR", low)):
         image = from_tensor(pipeline.decode(latent, condition)[0], like=target)
@@ -297,11 +306,16 @@ def _reconstruct(pipeline: PatchScalerPipeline, lr: Array, truth: Array) -> dict
     return figures
 
 
-def _grid_shift(pipeline: PatchScalerPipeline, lr: Array, plan: Plan, seed: int) -> float:
-    half = _lr_pixels(pipeline) // 2
-    return metrics.grid_shift_difference(
-        lambda image: pipeline(image, plan=plan, seed=seed).image, lr, shift=half
-    )
+def _grid_shift(
+    pipeline: PatchScalerPipeline, lr: Array, plans: Mapping[str, Plan], plain: Mapping[str, UpscaleResult]
+) -> dict[str, float]:
+    """Mean difference between what plans made and what they make when the grid is half a patch off."""
+    shift, seed = _lr_pixels(pipeline) // 2, plain[OURS].seed
+    shifted = RestoredImage(pipeline, metrics.extended(lr, shift), seed)
+    return {
+        name: metrics.shifted_difference(plain[name].image, shifted.upscale(plan).image, SCALE * shift)
+        for name, plan in plans.items()
+    }
 
 
 def _picture(

@@ -42,10 +42,10 @@ def ssim_y(image: Array, truth: Array) -> float:
     x, y = luma(image), luma(truth)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_x, mean_y = _gaussian(x), _gaussian(y)
-    var_x, var_y = _gaussian(x * x) - mean_x**2, _gaussian(y * y) - mean_y**2
-    covariance = _gaussian(x * y) - mean_x * mean_y
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    return float((similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
+    product, squares = mean_x * mean_y, mean_x**2 + mean_y**2
+    covariance, variances = _gaussian(x * y) - product, _gaussian(x * x + y * y) - squares
+    similarity = (2 * product + c1) * (2 * covariance + c2)
+    return float((similarity / ((squares + c1) * (variances + c2))).mean())
 
 
 class DeepFeatureDistance(nn.Module):
@@ -53,7 +53,7 @@ class DeepFeatureDistance(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = EfficientNetFeatures("lite2")
+        self.features = EfficientNetFeatures("lite2").folded()
 
     def forward(self, images: Tensor, truth: Tensor) -> Tensor:
         """Distances (B,) of images (B, 3, H, W) in [0, 1] from their truth."""
@@ -91,14 +91,22 @@ def grid_shift_difference(upscale: Callable[[Array], Array], lr: Array, shift: i
     The second run sees the image extended by reflection at the top and on the left.
     """
     plain = upscale(lr)
-    shifted = upscale(np.pad(lr, ((shift, 0), (shift, 0), (0, 0)), mode="reflect"))
-    offset = shift * plain.shape[0] // lr.shape[0]
+    return shifted_difference(plain, upscale(extended(lr, shift)), shift * plain.shape[0] // lr.shape[0])
+
+
+def extended(image: Array, shift: int) -> Array:
+    """The image continued by reflection for `shift` pixels at the top and on the left."""
+    return np.pad(image, ((shift, 0), (shift, 0), (0, 0)), mode="reflect")
+
+
+def shifted_difference(plain: Array, shifted: Array, offset: int) -> float:
+    """Mean absolute difference, in levels, of an image and one that has `offset` more pixels at the top and left."""
     return float(np.abs(shifted[offset:, offset:].astype(np.float64) - plain).mean())
 
 
 def colour_shift(image: Array, truth: Array, block: int = 16) -> float:
     """Mean CIEDE2000 difference between the means of blocks of side `block`."""
-    low, reference = (srgb_to_lab(_blocks(x / 255.0, block).mean(axis=(1, 2))) for x in (image, truth))
+    low, reference = (srgb_to_lab(_block_means(x, block) / 255) for x in (image, truth))
     return float(ciede2000(low, reference).mean())
 
 
@@ -148,14 +156,25 @@ def _blocks(x: Array, size: int) -> Array:
     return x.swapaxes(1, 2).reshape(rows * cols, size, size, *x.shape[4:])
 
 
+def _block_means(image: Array, size: int) -> Array:
+    """Mean colour (rows, cols, 3) of the whole blocks of a uint8 image; exact sums, columns of pixels first."""
+    rows, cols = image.shape[0] // size, image.shape[1] // size
+    pixels = image[: rows * size, : cols * size].reshape(rows, size, cols * size * 3)
+    columns = pixels.sum(axis=1, dtype=np.uint32).reshape(rows, cols, size, 3)
+    return columns.sum(axis=2) / size**2
+
+
 def _detail(y: Array, size: int) -> Array:
     """Energy (n,) of each patch between 0.25 and 0.5 cycles a pixel."""
     patches = _blocks(y, size)
     window = np.hanning(size)
     patches = (patches - patches.mean(axis=(1, 2), keepdims=True)) * window[:, None] * window
-    frequency = np.fft.fftfreq(size)
-    radius = np.hypot(frequency[:, None], frequency)
-    return np.square(np.abs(np.fft.fft2(patches)))[:, (radius >= 0.25) & (radius <= 0.5)].sum(axis=1)
+    down, across = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)
+    radius = np.hypot(down, across)
+    mirrored = np.where((across == 0) | (across == 0.5), 1, 2)  # a real patch has half its spectrum twice
+    weight = ((radius >= 0.25) & (radius <= 0.5)) * mirrored
+    spectrum = np.fft.rfft2(patches)
+    return np.tensordot(spectrum.real**2 + spectrum.imag**2, weight, 2)
 
 
 def _grid_power(y: Array, pitch: int) -> float:

@@ -161,7 +161,7 @@ def _figure(stem: str, gain: float, picture: Picture, aside: Sequence[str]) -> s
 
 def _data_uri(image: Array) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "WEBP", lossless=True)
+    Image.fromarray(image).save(buffer, "WEBP", lossless=True, method=2)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
