@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patchscaler.errors import InputError
 from patchscaler.evaluation import metrics
+from patchscaler.evaluation.contest import Contest, Views
 from patchscaler.evaluation.files import check_size, common_stems, find_images, read_image
 from patchscaler.evaluation.metrics import Array, Interval
 from patchscaler.features import feature_distance
@@ -91,6 +92,7 @@ class Evaluation:
         reconstruction: mean 8-bit PSNR in dB of D(E(truth)), without and with the LR image.
         grid_shift: mean difference in levels between two runs whose patch grids are half a patch apart.
         pictures: crops by image, not part of `to_dict`.
+        contests: `balanced` against each peer, crop by crop.
     """
 
     settings: dict[str, Any]
@@ -101,6 +103,7 @@ class Evaluation:
     reconstruction: dict[str, float] = field(default_factory=dict)
     grid_shift: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, Picture] = field(default_factory=dict)
+    contests: list[Contest] = field(default_factory=list)
 
     def row(self, name: str) -> Row:
         """The row of that name."""
@@ -112,6 +115,7 @@ class Evaluation:
         record["comparisons"] = [
             {"other": c.other, "metric": c.metric, **c.interval._asdict()} for c in self.comparisons
         ]
+        record["contests"] = [contest.to_dict() for contest in self.contests]
         record["rows"] = [{"summary": row.summary(), **asdict(row)} for row in self.rows]
         return _finite(record)
 
@@ -183,6 +187,7 @@ def evaluate(
         },
         images=stems,
         rows=[Row(name) for name in (BICUBIC, *peers, *plans)],
+        contests=[Contest(name) for name in peers],
     )
     judge = metrics.DeepFeatureDistance().to(pipeline.device)
     pitch = pipeline.sampling.stride * pipeline.autoencoder.factor
@@ -205,7 +210,11 @@ def evaluate(
         patches.append(_study_patches(pipeline, lr, truth))
         rebuilt.append(_reconstruct(pipeline, lr, truth))
         shifts.append({name: _grid_shift(pipeline, lr, plans[name], seed) for name in (RESTORATION, OURS)})
-        evaluation.pictures[stem] = _picture(pipeline, lr, truth, outputs, results[OURS])
+        picture = evaluation.pictures[stem] = _picture(pipeline, lr, truth, outputs, results[OURS])
+        for contest in evaluation.contests:
+            peer, ours = outputs[contest.peer], outputs[OURS]
+            views = Views(lr, outputs[BICUBIC], peer, ours, truth, picture.difficulty)
+            contest.add(stem, views, judge, border)
         if progress is not None:
             progress(done + 1, len(stems))
 
