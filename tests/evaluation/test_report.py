@@ -77,8 +77,8 @@ def test_html_pictures_decode_to_the_crops(evaluation):
 def test_html_prints_the_figures_of_a_crop_below_it(evaluation):
     crop = evaluation.contests[0].losses()[0]
     page = to_html(evaluation)
-    assert f"balanced<br>DFD {crop.dfd[0]:.3f}, PSNR-Y {crop.psnr_y[0]:.2f} dB</figcaption>" in page
-    assert "oracle<br>DFD 0.000, PSNR-Y inf dB</figcaption>" in page
+    assert f"balanced<br><small>DFD {crop.dfd[0]:.3f}, PSNR-Y {crop.psnr_y[0]:.2f} dB</small>" in page
+    assert "oracle<br><small>DFD 0.000, PSNR-Y inf dB</small>" in page
     assert f"of {len(evaluation.contests[0].crops)} crops, balanced is nearer" in to_markdown(evaluation)
 
 

@@ -204,7 +204,7 @@ def _tile(what: str, name: str, image: Array, side: int, note: str = "") -> str:
     return (
         f'<figure><img src="{_data_uri(image)}" alt="{escape(f"{what}: {name}")}" class="{kind}"'
         f' loading="lazy" width="{side}" height="{side}">'
-        f"<figcaption{_ours_class(name)}>{escape(name)}{f'<br>{escape(note)}' if note else ''}</figcaption>"
+        f"<figcaption{_ours_class(name)}>{escape(name)}{f'<br><small>{escape(note)}</small>' if note else ''}</figcaption>"
         "</figure>"
     )
 
