@@ -201,11 +201,11 @@ def _contest_row(contest: Contest, crop: Crop) -> str:
 
 def _tile(what: str, name: str, image: Array, side: int, note: str = "") -> str:
     kind = "map" if name == "difficulty" else "crop"
+    caption = escape(name) + (f"<br><small>{escape(note)}</small>" if note else "")
     return (
         f'<figure><img src="{_data_uri(image)}" alt="{escape(f"{what}: {name}")}" class="{kind}"'
         f' loading="lazy" width="{side}" height="{side}">'
-        f"<figcaption{_ours_class(name)}>{escape(name)}{f'<br><small>{escape(note)}</small>' if note else ''}</figcaption>"
-        "</figure>"
+        f"<figcaption{_ours_class(name)}>{caption}</figcaption></figure>"
     )
 
 
