@@ -205,16 +205,16 @@ def evaluate(
         results = {name: once[plan] for name, plan in plans.items()}
         outputs |= {name: result.image for name, result in results.items()}
         _measure(evaluation, outputs, truth, judge, border, pitch)
+        difficulty = _difficulty(pipeline, lr, results[OURS])
+        for contest in evaluation.contests:
+            peer, ours = outputs[contest.peer], outputs[OURS]
+            contest.add(stem, Views(lr, outputs[BICUBIC], peer, ours, truth, difficulty), judge, border)
         for name, result in results.items():
             _record(evaluation.row(name), result, len(plans[name].paths))
         patches.append(_study_patches(pipeline, lr, truth))
         rebuilt.append(_reconstruct(pipeline, lr, truth))
         shifts.append({name: _grid_shift(pipeline, lr, plans[name], seed) for name in (RESTORATION, OURS)})
-        picture = evaluation.pictures[stem] = _picture(pipeline, lr, truth, outputs, results[OURS])
-        for contest in evaluation.contests:
-            peer, ours = outputs[contest.peer], outputs[OURS]
-            views = Views(lr, outputs[BICUBIC], peer, ours, truth, picture.difficulty)
-            contest.add(stem, views, judge, border)
+        evaluation.pictures[stem] = _picture(pipeline, lr, truth, outputs, results[OURS])
         if progress is not None:
             progress(done + 1, len(stems))
 
@@ -333,8 +333,12 @@ def _picture(
                      left * scale : left * scale + side * scale // SCALE].copy()  # fmt: skip
 
     crops = {name: crop(output, SCALE) for name, output in outputs.items()} | {"truth": crop(truth, SCALE)}
-    step = pipeline.sampling.stride * factor // SCALE
-    return Picture(crop(lr, 1), crops, difficulty_map(lr, result.confidence, result.groups, step))
+    return Picture(crop(lr, 1), crops, _difficulty(pipeline, lr, result))
+
+
+def _difficulty(pipeline: PatchScalerPipeline, lr: Array, result: UpscaleResult) -> Array:
+    step = pipeline.sampling.stride * pipeline.autoencoder.factor // SCALE
+    return difficulty_map(lr, result.confidence, result.groups, step)
 
 
 def _lr_pixels(pipeline: PatchScalerPipeline) -> int:
