@@ -88,6 +88,14 @@ def test_the_fingerprint_is_that_of_the_weights(saved, pipeline, tmp_path):
     assert changed != first.fingerprint
 
 
+def test_whoever_may_read_new_files_may_read_a_model(saved, tmp_path):
+    other = tmp_path / "other"
+    other.touch()
+    files = [file for file in saved.rglob("*") if file.is_file()]
+    assert "texture_memory.safetensors" in {file.name for file in files}
+    assert {file.stat().st_mode for file in files} == {other.stat().st_mode}
+
+
 def test_a_model_without_a_memory_replaces_one_with(broken):
     load(broken).with_memory(None).save_pretrained(broken)
     assert load(broken).texture_memory is None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from patchscaler.errors import ModelError
 from patchscaler.sampling.grouping import Plan
+from patchscaler.tensor_files import save_tensors
 from patchscaler.texture_memory import ReferenceTextureMemory
 
 NETWORKS = ("autoencoder", "restoration", "patch_dit", "texture_classifier", "texture_encoder")
@@ -193,14 +194,11 @@ def _save_network(network: nn.Module, folder: Path) -> None:
     vae = getattr(network, "vae", None)
     if vae is not None:
         network, state = vae, {name.removeprefix("vae."): value for name, value in state.items()}
-    from safetensors.torch import save_file
-
     folder.mkdir(exist_ok=True)
     config = json.loads(network.to_json_string())  # type: ignore[operator]
     config.pop("_name_or_path", None)  # where it was once loaded from
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-    save_file(state, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    save_tensors(folder / "diffusion_pytorch_model.safetensors", state, {"format": "pt"})
 
 
 def _snapshot(repository: str) -> Path:

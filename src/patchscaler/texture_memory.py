@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from patchscaler.errors import ModelError
+from patchscaler.tensor_files import save_tensors
 
 KeyFunction = Callable[[Tensor], Tensor]
 """Unit-length keys (n, d) of latent patches (n, c, p, p)."""
@@ -186,7 +186,7 @@ class ReferenceTextureMemory:
             "scales": self.scales.half().cpu().contiguous(),
             "keys": self.keys.half().cpu().contiguous(),
         }
-        save_file(tensors, Path(file), {"format": _FORMAT, "origin": json.dumps(origin)})
+        save_tensors(Path(file), tensors, {"format": _FORMAT, "origin": json.dumps(origin)})
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> ReferenceTextureMemory:

@@ -15,7 +15,7 @@ from patchscaler.evaluation.report import to_html, to_json, to_markdown
 class Tags(HTMLParser):
     """Collects start tags and checks that elements close in order."""
 
-    VOID = frozenset({"meta", "img"})
+    VOID = frozenset({"meta", "img", "br"})
 
     def __init__(self, page: str):
         super().__init__()
@@ -56,7 +56,11 @@ def test_html_is_well_formed_and_needs_nothing_from_outside(evaluation):
     assert "<b>" not in page
     assert not any(tag in ("script", "link", "iframe") for tag, _ in tags.found)
     images = [attributes["src"] for tag, attributes in tags.found if tag == "img"]
-    assert len(images) == 2 * (1 + 8 + 1 + 1)
+    assert page.count("is nearer to the truth than oracle</h2>") == 1
+    assert page.count("Where &lt;b&gt;odd|name&lt;/b&gt; is nearer</h2>") == 1
+    assert (
+        len(images) == 2 * (1 + 8 + 1 + 1) + 2 * 2 * 6
+    )  # rows of all images, and losses to two perfect peers
     assert all(source.startswith("data:image/webp;base64,") for source in images)
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
 
@@ -68,6 +72,14 @@ def test_html_pictures_decode_to_the_crops(evaluation):
     assert source is not None
     image = Image.open(io.BytesIO(base64.b64decode(source[1]))).convert("RGB")
     assert (image.tobytes()) == evaluation.pictures[stem].crops["truth"].tobytes()
+
+
+def test_html_prints_the_figures_of_a_crop_below_it(evaluation):
+    crop = evaluation.contests[0].losses()[0]
+    page = to_html(evaluation)
+    assert f"balanced<br><small>DFD {crop.dfd[0]:.3f}, PSNR-Y {crop.psnr_y[0]:.2f} dB</small>" in page
+    assert "oracle<br><small>DFD 0.000, PSNR-Y inf dB</small>" in page
+    assert f"of {len(evaluation.contests[0].crops)} crops, balanced is nearer" in to_markdown(evaluation)
 
 
 @pytest.fixture

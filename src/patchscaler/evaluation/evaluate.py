@@ -16,6 +16,7 @@ from torch import Tensor
 
 from patchscaler.errors import InputError
 from patchscaler.evaluation import metrics
+from patchscaler.evaluation.contest import Contest, Views
 from patchscaler.evaluation.files import check_size, common_stems, find_images, read_image
 from patchscaler.evaluation.metrics import Array, Interval
 from patchscaler.evaluation.restored_image import RestoredImage
@@ -93,6 +94,7 @@ class Evaluation:
         reconstruction: mean 8-bit PSNR in dB of D(E(truth)), without and with the LR image.
         grid_shift: mean difference in levels between two runs whose patch grids are half a patch apart.
         pictures: crops by image, not part of `to_dict`.
+        contests: `balanced` against each peer, crop by crop.
     """
 
     settings: dict[str, Any]
@@ -103,6 +105,7 @@ class Evaluation:
     reconstruction: dict[str, float] = field(default_factory=dict)
     grid_shift: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, Picture] = field(default_factory=dict)
+    contests: list[Contest] = field(default_factory=list)
 
     def row(self, name: str) -> Row:
         """The row of that name."""
@@ -114,6 +117,7 @@ class Evaluation:
         record["comparisons"] = [
             {"other": c.other, "metric": c.metric, **c.interval._asdict()} for c in self.comparisons
         ]
+        record["contests"] = [contest.to_dict() for contest in self.contests]
         record["rows"] = [{"summary": row.summary(), **asdict(row)} for row in self.rows]
         return _finite(record)
 
@@ -186,6 +190,7 @@ def evaluate(
         },
         images=stems,
         rows=[Row(name) for name in (BICUBIC, *peers, *plans)],
+        contests=[Contest(name) for name in peers],
     )
     judge = metrics.DeepFeatureDistance().to(pipeline.device)
     pitch = pipeline.sampling.stride * pipeline.autoencoder.factor
@@ -203,6 +208,10 @@ def evaluate(
         results = {name: restored.upscale(plan) for name, plan in plans.items()}
         outputs |= {name: result.image for name, result in results.items()}
         _measure(evaluation, outputs, truth, judge, border, pitch)
+        difficulty = _difficulty(pipeline, lr, results[OURS])
+        for contest in evaluation.contests:
+            peer, ours = outputs[contest.peer], outputs[OURS]
+            contest.add(stem, Views(lr, outputs[BICUBIC], peer, ours, truth, difficulty), judge, border)
         for name, result in results.items():
             _record(evaluation.row(name), result, len(plans[name].paths))
         whole_lr, whole_truth = _whole_patches(pipeline, lr, truth)
@@ -338,8 +347,12 @@ def _picture(
                      left * scale : left * scale + side * scale // SCALE].copy()  # fmt: skip
 
     crops = {name: crop(output, SCALE) for name, output in outputs.items()} | {"truth": crop(truth, SCALE)}
-    step = pipeline.sampling.stride * factor // SCALE
-    return Picture(crop(lr, 1), crops, difficulty_map(lr, result.confidence, result.groups, step))
+    return Picture(crop(lr, 1), crops, _difficulty(pipeline, lr, result))
+
+
+def _difficulty(pipeline: PatchScalerPipeline, lr: Array, result: UpscaleResult) -> Array:
+    step = pipeline.sampling.stride * pipeline.autoencoder.factor // SCALE
+    return difficulty_map(lr, result.confidence, result.groups, step)
 
 
 def _lr_pixels(pipeline: PatchScalerPipeline) -> int:

@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from patchscaler.evaluation.evaluate import OURS, RESTORATION, Evaluation, Picture
+from patchscaler.evaluation.contest import FLAT, SIZE, Contest, Crop
+from patchscaler.evaluation.evaluate import BICUBIC, OURS, RESTORATION, Evaluation, Picture
 from patchscaler.evaluation.metrics import Array
 
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -72,6 +73,7 @@ def to_html(evaluation: Evaluation, count: int = 8) -> str:
         heading=escape(f"{OURS} minus the others, mean and 95 % interval"),
         comparison=_html_table(comparison_table(evaluation)),
         facts="".join(f"<li>{escape(fact)}</li>" for fact in _facts(evaluation)),
+        contests="".join(map(_contest, evaluation.contests)),
         figures="".join(figures),
     )
 
@@ -106,7 +108,16 @@ def _facts(evaluation: Evaluation) -> list[str]:
         f" confidence {correlation['confidence']:.3f}, LR variance {correlation['lr_variance']:.3f}",
         f"autoencoder alone: {rebuilt}",
         f"mean difference when the patch grid moves by half a patch, in levels of 255: {shift}",
+        *(_tally(contest) for contest in evaluation.contests),
     ]
+
+
+def _tally(contest: Contest) -> str:
+    won, lost = (sum(getattr(crop, name) for crop in contest.crops) for name in ("won", "lost"))
+    return (
+        f"of {len(contest.crops)} crops, {OURS} is nearer to the truth than {contest.peer} by DFD and PSNR-Y"
+        f" in {won} that are not flat; {contest.peer} is nearer by DFD in {lost}"
+    )
 
 
 def _format(value: Any, form: str) -> str:
@@ -147,16 +158,55 @@ def _figure(stem: str, gain: float, picture: Picture, aside: Sequence[str]) -> s
     first = {name: crop for name, crop in picture.crops.items() if name not in aside}
     last = {name: crop for name, crop in picture.crops.items() if name in aside}
     shown = {"LR": picture.lr, **first, "difficulty": picture.difficulty, **last}
-    tiles = []
-    for name, image in shown.items():
-        kind = "map" if name == "difficulty" else "crop"
-        tiles.append(
-            f'<figure><img src="{_data_uri(image)}" alt="{escape(f"{stem}: {name}")}" class="{kind}"'
-            f' loading="lazy" width="{side}" height="{side}">'
-            f"<figcaption{_ours_class(name)}>{escape(name)}</figcaption></figure>"
-        )
+    tiles = "".join(_tile(stem, name, image, side) for name, image in shown.items())
     heading = f"{escape(stem)} <small>DFD {-gain:+.4f} by sampling</small>"
-    return f'<section><h3>{heading}</h3><div class="tiles">{"".join(tiles)}</div></section>'
+    return f'<section><h3>{heading}</h3><div class="tiles">{tiles}</div></section>'
+
+
+def _contest(contest: Contest) -> str:
+    """Two sections: the crops that ours wins by most, and those that it loses by most."""
+    rule = (
+        f"Chosen by measure, not by hand. Crops of {SIZE} pixels cover every image, and each is judged alone;"
+        f" {_tally(contest)}. Here are those with the largest difference in DFD, one of an image; to count for"
+        f" {OURS}, a crop must be nearer by PSNR-Y too, and not flat (luma deviation of {FLAT:.0f} levels)."
+    )
+    sections = (
+        f"<h2>Where {OURS} is nearer to the truth than {escape(contest.peer)}</h2>",
+        f'<p class="soft">{escape(rule)}</p>',
+        *(_contest_row(contest, crop) for crop in contest.wins()),
+        f"<h2>Where {escape(contest.peer)} is nearer</h2>",
+        *(_contest_row(contest, crop) for crop in contest.losses()),
+    )
+    return "".join(sections)
+
+
+def _contest_row(contest: Contest, crop: Crop) -> str:
+    views = contest.views[crop]
+    ours, theirs = (
+        f"DFD {dfd:.3f}, PSNR-Y {psnr:.2f} dB" for dfd, psnr in zip(crop.dfd, crop.psnr_y, strict=True)
+    )
+    shown = [
+        ("LR", views.lr, ""),
+        (BICUBIC, views.bicubic, ""),
+        (contest.peer, views.peer, theirs),
+        (OURS, views.ours, ours),
+        ("truth", views.truth, ""),
+        ("difficulty", views.difficulty, ""),
+    ]
+    place = f"{crop.stem} at {crop.left}, {crop.top}"
+    tiles = "".join(_tile(place, name, image, crop.size, note) for name, image, note in shown)
+    heading = f"{escape(place)} <small>DFD of {OURS} {-crop.gain:+.3f}</small>"
+    return f'<section><h3>{heading}</h3><div class="tiles six">{tiles}</div></section>'
+
+
+def _tile(what: str, name: str, image: Array, side: int, note: str = "") -> str:
+    kind = "map" if name == "difficulty" else "crop"
+    caption = escape(name) + (f"<br><small>{escape(note)}</small>" if note else "")
+    return (
+        f'<figure><img src="{_data_uri(image)}" alt="{escape(f"{what}: {name}")}" class="{kind}"'
+        f' loading="lazy" width="{side}" height="{side}">'
+        f"<figcaption{_ours_class(name)}>{caption}</figcaption></figure>"
+    )
 
 
 def _data_uri(image: Array) -> str:
@@ -191,6 +241,7 @@ th:first-child {{ text-align: left; }}
 tr.ours {{ background: var(--mark); }}
 figcaption.ours {{ color: var(--ink); font-weight: 600; }}
 .tiles {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .75rem; }}
+.six {{ grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); }}
 figure {{ margin: 0; font-size: .8125rem; }}
 img {{ width: 100%; height: auto; aspect-ratio: 1; object-fit: contain; }}
 img.crop {{ image-rendering: pixelated; }}
@@ -205,6 +256,7 @@ img.crop {{ image-rendering: pixelated; }}
 {comparison}
 <h2>Model</h2>
 <ul>{facts}</ul>
+{contests}
 <h2>Pictures</h2>
 <p class="soft">Crops around the place where the restoration was least sure: first the images
 that sampling helps most, then those it hurts most, then others at random.
