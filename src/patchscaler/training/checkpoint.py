@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from patchscaler.tensor_files import save_tensors
 
 _STATE = "state.safetensors"
 _RIVALS = "discriminators.safetensors"
@@ -82,5 +84,5 @@ def load_rivals(folder: Path, rivals: nn.ModuleDict) -> None:
 
 def _write(file: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
     partial = file.with_suffix(".partial")
-    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, partial, header)
+    save_tensors(partial, {name: value.cpu().contiguous() for name, value in tensors.items()}, header)
     partial.replace(file)
