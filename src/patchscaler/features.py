@@ -62,7 +62,7 @@ class EfficientNetFeatures(nn.Module):
                     fused = fuse_conv_bn_eval(getattr(parent, conv), getattr(parent, norm))
                     setattr(parent, conv, fused)
                     setattr(parent, norm, nn.Identity())
-        return self.requires_grad_(False).to(memory_format=torch.channels_last)
+        return self.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Taps (B, C_i, H_i, W_i) of images (B, 3, H, W) in [0, 1] with sides of 32 or more."""

@@ -40,6 +40,7 @@ def train(
     Several GPUs: torchrun --nproc-per-node N -m patchscaler train RECIPE ...
     """
     import logging
+    import math
     import os
     from dataclasses import asdict
 
@@ -61,6 +62,7 @@ def train(
     import torch
 
     from patchscaler.data.dataset import TileSet
+    from patchscaler.data.drawn import drawn_tiles
     from patchscaler.pipeline import PatchScalerPipeline
     from patchscaler.presets import PRESETS, build
     from patchscaler.training.loop import train as run
@@ -69,7 +71,7 @@ def train(
         raise DeviceError("no GPU is present: use --device cpu, or install a CUDA build of torch")
     if device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    console = Console(stderr=True, width=200)
+    console = Console(stderr=True, width=300)
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
     )
@@ -81,7 +83,10 @@ def train(
         pipeline = PatchScalerPipeline.from_pretrained(
             None if init == "bundled" else init, device="cpu", dtype="fp32"
         )
-    run(pipeline, TileSet.load(data, limit=limit), resolved, output, resume=resume)
+    tiles = TileSet.load(data, limit=limit)
+    if resolved.drawn:
+        tiles = TileSet([*tiles.groups, drawn_tiles(math.ceil(resolved.drawn * len(tiles)))])
+    run(pipeline, tiles, resolved, output, resume=resume)
 
 
 def _parse_change(text: str) -> tuple[str, Any]:

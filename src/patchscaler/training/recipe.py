@@ -27,6 +27,7 @@ class Recipe:
         crop: side of a crop in pixels.
         texture_share: share of the crops cut from texture tiles.
         shrink: share of the crops that are shrunk by up to 2 first.
+        drawn: how many tiles of text, windows, line art and ramps to draw for each tile of the data.
         learning_rate: peak of AdamW's learning rate; constant between warm-up and decay.
         warmup: steps of linear warm-up.
         decay: share of the run at its end over which the learning rate falls to 0.
@@ -50,6 +51,7 @@ class Recipe:
     crop: int = 256
     texture_share: float = 0.2
     shrink: float = 0.3
+    drawn: float = 0.0
     learning_rate: float = 3e-4
     warmup: int = 200
     decay: float = 0.25
