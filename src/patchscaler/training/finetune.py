@@ -25,7 +25,7 @@ from patchscaler.training.losses import (
     perceptual_loss,
     relativistic_loss,
 )
-from patchscaler.training.stage import Logs, compact, encoders, normal_like, uniform
+from patchscaler.training.stage import Logs, compact, normal_like, uniform
 
 
 class FinetuneStage(DiffusionStage):
@@ -87,8 +87,8 @@ class FinetuneStage(DiffusionStage):
             self.rivals["thermostat"] = Thermostat(detail, *strength)
 
     def compiled(self) -> list[nn.Module]:
-        """What works on pixels: compiling the rest takes longer than a short run gains by it."""
-        return [*encoders(self.pipeline), self.decoder, self.features]
+        """Everything but the discriminator, whose spectral norm changes its own buffers."""
+        return [*super().compiled(), self.decoder, self.features]
 
     def pace(self, name: str) -> float:
         """The decoder has its own: it renders every patch, also those that take no step."""
