@@ -78,7 +78,7 @@ def train(
     if resume and state.exists(output / "state"):
         scalars = state.load(output / "state")
         stage.step, elapsed = int(scalars["step"]), scalars["elapsed"]
-    if recipe.compile:
+    if recipe.compile and device.type == "cuda":
         for part in stage.compiled():
             part.compile(dynamic=False)
     stage.train()
@@ -93,7 +93,7 @@ def train(
         logs = take(progress)
         total = total + torch.stack([value.detach().float() for value in logs.values()])
         stage.step += 1
-        if stage.step % 10 == 0 or recipe.minutes == 0:
+        if stage.step % 10 == 0 or recipe.minutes == 0 or accelerator.num_processes == 1:
             progress = _progress(recipe, stage.step, begin, accelerator)
         if stage.step % recipe.log_every == 0 or progress >= 1:
             means = accelerator.reduce(total / (stage.step - mark[0]), "mean")

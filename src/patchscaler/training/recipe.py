@@ -36,7 +36,7 @@ class Recipe:
         clip: largest norm of the gradient.
         ema: decay of the moving average of the weights, which is what gets saved.
         precision: "bf16" or "fp32".
-        compile: run the networks through `torch.compile`.
+        compile: run the networks through `torch.compile`, where there is a GPU.
         graphs: replay steps as CUDA graphs, where there is a GPU.
         log_every, save_every: steps between log lines and between checkpoints.
         seed: fixes batches, degradations and noise.
