@@ -104,7 +104,7 @@ def test_seam_power_needs_more_than_two_patches():
     assert np.isnan(metrics.seam_power(image, image))
 
 
-def test_grid_shift_difference_is_zero_without_a_grid_and_shows_one():
+def test_shifted_difference_is_zero_without_a_grid_and_shows_one():
     lr = noise((64, 96, 3))
 
     def plain(image):
@@ -115,8 +115,11 @@ def test_grid_shift_difference_is_zero_without_a_grid_and_shows_one():
         tiles = (np.arange(output.shape[0])[:, None] // 128 + np.arange(output.shape[1]) // 128) % 2
         return (output + 10 * tiles[..., None]).astype(np.uint8)
 
-    assert metrics.grid_shift_difference(plain, lr) == 0
-    assert metrics.grid_shift_difference(with_grid, lr) == pytest.approx(5, abs=0.5)
+    def difference(upscale):
+        return metrics.shifted_difference(upscale(lr), upscale(metrics.extended(lr, 16)), 64)
+
+    assert difference(plain) == 0
+    assert difference(with_grid) == pytest.approx(5, abs=0.5)
 
 
 def test_colour_shift_sees_a_cast_and_not_texture():

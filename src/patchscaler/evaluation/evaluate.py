@@ -219,7 +219,7 @@ def evaluate(
         patches.append(_study_patches(pipeline, lr, restored, latent))
         rebuilt.append(_reconstruct(pipeline, whole_lr, truth, latent))
         shifts.append(_grid_shift(pipeline, lr, {name: plans[name] for name in (RESTORATION, OURS)}, results))
-        evaluation.pictures[stem] = _picture(pipeline, lr, truth, outputs, results[OURS])
+        evaluation.pictures[stem] = _picture(pipeline, lr, truth, outputs, results[OURS], difficulty)
         if progress is not None:
             progress(done + 1, len(stems))
 
@@ -333,6 +333,7 @@ def _picture(
     truth: Array,
     outputs: Mapping[str, Array],
     result: UpscaleResult,
+    difficulty: Array,
 ) -> Picture:
     """A crop around the place where the restoration was least sure."""
     confidence = torch.from_numpy(result.confidence)[None, None]
@@ -347,7 +348,7 @@ def _picture(
                      left * scale : left * scale + side * scale // SCALE].copy()  # fmt: skip
 
     crops = {name: crop(output, SCALE) for name, output in outputs.items()} | {"truth": crop(truth, SCALE)}
-    return Picture(crop(lr, 1), crops, _difficulty(pipeline, lr, result))
+    return Picture(crop(lr, 1), crops, difficulty)
 
 
 def _difficulty(pipeline: PatchScalerPipeline, lr: Array, result: UpscaleResult) -> Array:

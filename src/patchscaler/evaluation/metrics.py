@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -85,17 +84,8 @@ def seam_power(image: Array, reference: Array, pitch: int = 128) -> float:
     return _grid_power(luma(image), pitch) / _grid_power(luma(reference), pitch)
 
 
-def grid_shift_difference(upscale: Callable[[Array], Array], lr: Array, shift: int = 16) -> float:
-    """Mean absolute difference, in levels of 255, of two runs whose patch grids are `shift` LR pixels apart.
-
-    The second run sees the image extended by reflection at the top and on the left.
-    """
-    plain = upscale(lr)
-    return shifted_difference(plain, upscale(extended(lr, shift)), shift * plain.shape[0] // lr.shape[0])
-
-
 def extended(image: Array, shift: int) -> Array:
-    """The image continued by reflection for `shift` pixels at the top and on the left."""
+    """The image continued by reflection for `shift` pixels at the top and on the left: its grid of patches moves."""
     return np.pad(image, ((shift, 0), (shift, 0), (0, 0)), mode="reflect")
 
 
