@@ -1,6 +1,6 @@
 """Feature distances of restored images at every phase of the features' strides: a model that plays to one phase shows.
 
-Below them: the deviation, in levels of 255, of the error's mean over all places of one phase of the latent grid.
+Below them, in levels of 255: what of the error repeats with the grid of latents, by the lattice loss over whole images.
 
 python benchmarks/phase.py LR HR [--model FOLDER] [--limit 8]
 """
@@ -15,6 +15,7 @@ import torch
 from patchscaler import PatchScalerPipeline, Plan
 from patchscaler.evaluation.calibrate import read_pairs
 from patchscaler.features import TAPS, EfficientNetFeatures, feature_distance
+from patchscaler.training.losses import lattice_loss
 
 SHIFTS = range(9)
 
@@ -36,7 +37,8 @@ def main() -> None:
     for lr, hr in pairs:
         image = pipeline(lr, plan=Plan.restoration_only()).image
         images = torch.stack((image.to(pipeline.device), hr.to(pipeline.device)))
-        pattern += 255 * float(repeated(images[0].float() - images[1], pitch).std(correction=0)) / len(pairs)
+        whole = lattice_loss(images[:1].float(), images[1:], pitch, window=max(images.shape))
+        pattern += 255 * float(whole) / len(pairs)
         for variant, network in networks.items():
             for shift in SHIFTS:
                 stop = (images.shape[-1] - 8) // 32 * 32 + shift
@@ -50,12 +52,6 @@ def main() -> None:
     for variant, values in distances.items():
         print(f"| {variant} | " + " | ".join(f"{value:.3f}" for value in values.tolist()) + " |")
     print(f"\npattern of {pitch} pixels: {pattern:.2f} levels")
-
-
-def repeated(error: torch.Tensor, pitch: int) -> torch.Tensor:
-    """Mean error (pitch, pitch) of (3, H, W) at each phase of a grid, over colours and places."""
-    height, width = (side // pitch * pitch for side in error.shape[1:])
-    return error[:, :height, :width].unflatten(2, (-1, pitch)).unflatten(1, (-1, pitch)).mean(dim=(0, 1, 3))
 
 
 if __name__ == "__main__":
