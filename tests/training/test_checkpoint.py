@@ -1,9 +1,8 @@
-import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from patchscaler.training.checkpoint import TrainingState, load_rivals, save_rivals
+from patchscaler.training.checkpoint import TrainingState, load_adversary, save_adversary
 from patchscaler.training.discriminator import PixelDiscriminator
 
 
@@ -62,17 +61,11 @@ def test_saving_replaces_the_former_state_and_leaves_nothing_else(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
 
 
-def test_discriminators_are_kept_beside_the_model(tmp_path):
-    rivals = nn.ModuleDict({"pixel": PixelDiscriminator(width=4, scales=1)})
-    save_rivals(tmp_path, rivals)
-    again = nn.ModuleDict({"pixel": PixelDiscriminator(width=4, scales=1)})
-    load_rivals(tmp_path, again)
-    for name, value in rivals.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value)
-
-
-@pytest.mark.parametrize("names", [[], ["pixel"]])
-def test_without_discriminators_there_is_no_file(tmp_path, names):
-    save_rivals(tmp_path, nn.ModuleDict())
+def test_an_adversary_is_kept_beside_the_model(tmp_path):
+    adversary, again = PixelDiscriminator(width=4, scales=1), PixelDiscriminator(width=4, scales=1)
+    load_adversary(tmp_path, again)  # nothing there yet
     assert not list(tmp_path.iterdir())
-    load_rivals(tmp_path, nn.ModuleDict({name: nn.Linear(1, 1) for name in names}))
+    save_adversary(tmp_path, adversary)
+    load_adversary(tmp_path, again)
+    for name, value in adversary.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)

@@ -22,6 +22,7 @@ from patchscaler.training.texture import held_out
 
 STEPS = 4
 OPTIONS = {
+    "decoder": {"clean": 0.5, "detail": -2.0},
     "texture": {"entries": 10, "licences": {"textures/brick": "CC0-1.0", "train/0": "MIT"}},
     "finetune": {"alone": 1, "faithful": 0.5},
 }
@@ -212,6 +213,21 @@ def test_a_foreign_autoencoder_is_not_trained(stage, make_pipeline, tiles, vae):
         STAGES[stage](pipeline, tiles, Degradation())
 
 
+def test_the_adversary_leaves_what_is_decoded_from_y0_alone(make_pipeline, tiles):
+    def gradients(options):
+        pipeline = make_pipeline()
+        stage = STAGES["decoder"](pipeline, tiles, Degradation(), clean=0.5, restoration=1.0, **options)
+        stage.step = 1000
+        stage.prepare()
+        batch = tiles.sample(4, 128, torch.Generator().manual_seed(0))
+        stage(batch, torch.Generator().manual_seed(0))[0].backward()
+        parts = pipeline.restoration, pipeline.autoencoder.decoder
+        return [torch.cat([p.grad.flatten() for p in part.parameters()]) for part in parts]
+
+    (restoration, decoder), (same, other) = gradients({}), gradients({"detail": 0.0})
+    assert torch.equal(restoration, same) and not torch.equal(decoder, other)
+
+
 def test_a_frozen_decoder_stays_as_it_is(make_pipeline, tiles, tmp_path):
     before, pipeline = make_pipeline(), make_pipeline()
     options = {"alone": 0, "decoder": 0}
@@ -221,21 +237,24 @@ def test_a_frozen_decoder_stays_as_it_is(make_pipeline, tiles, tmp_path):
         assert torch.equal(ours, old)
 
 
-def test_the_decoder_learns_at_its_own_pace_beside_the_denoiser(make_pipeline, tiles, tmp_path):
-    before, pipeline = make_pipeline(), make_pipeline()
-    recipe = Recipe(
-        "finetune", {"alone": 0, "decoder": 0.25}, iterations=1, batch=2, crop=128, warmup=0, decay=0.0,
-        learning_rate=1e-3, weight_decay=0.0, ema=0.0, precision="fp32",
-    )  # fmt: skip
-    train(pipeline, tiles, recipe, tmp_path)
+def test_what_learns_along_has_its_own_pace(make_pipeline, tiles, tmp_path):
+    def largest_steps(stage, options):
+        before, pipeline = make_pipeline(), make_pipeline()
+        recipe = Recipe(
+            stage, options, iterations=1, batch=2, crop=128, warmup=0, decay=0.0,
+            learning_rate=1e-3, weight_decay=0.0, ema=0.0, precision="fp32",
+        )  # fmt: skip
+        train(pipeline, tiles, recipe, tmp_path / stage)
 
-    def largest_step(ours, old):
-        pairs = zip(ours.parameters(), old.parameters(), strict=True)
-        return max(float((a - b).detach().abs().max()) for a, b in pairs)
+        def largest(part):
+            pairs = zip(part(pipeline).parameters(), part(before).parameters(), strict=True)
+            return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
-    assert largest_step(pipeline.patch_dit, before.patch_dit) == pytest.approx(1e-3, rel=0.01)
-    decoders = pipeline.autoencoder.decoder, before.autoencoder.decoder
-    assert largest_step(*decoders) == pytest.approx(0.25e-3, rel=0.01)
+        parts = (lambda p: p.patch_dit, lambda p: p.autoencoder.decoder, lambda p: p.restoration)
+        return [pytest.approx(largest(part), rel=0.01) for part in parts]
+
+    assert largest_steps("finetune", {"alone": 0, "decoder": 0.25}) == [1e-3, 0.25e-3, 0]
+    assert largest_steps("decoder", {"restoration": 0.5}) == [0, 1e-3, 0.5e-3]
 
 
 def test_two_processes_learn_as_one_from_both_their_batches(tiles_folder, tmp_path):

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from patchscaler.tensor_files import save_tensors
 
 _STATE = "state.safetensors"
-_RIVALS = "discriminators.safetensors"
+_ADVERSARY = "adversary.safetensors"
 
 
 @dataclass
@@ -70,16 +70,15 @@ class TrainingState:
             return json.loads(content.metadata()["scalars"])
 
 
-def save_rivals(folder: Path, rivals: nn.ModuleDict) -> None:
-    """Write the discriminators beside a model, for the next run to start from."""
-    if len(rivals):
-        _write(folder / _RIVALS, rivals.state_dict(), {"format": "pt"})
+def save_adversary(folder: Path, adversary: nn.Module) -> None:
+    """Write the adversary beside a model, for the next run to start from."""
+    _write(folder / _ADVERSARY, adversary.state_dict(), {"format": "pt"})
 
 
-def load_rivals(folder: Path, rivals: nn.ModuleDict) -> None:
-    """Start from the discriminators beside a model, if there are any."""
-    if len(rivals) and (folder / _RIVALS).exists():
-        rivals.load_state_dict(load_file(folder / _RIVALS))
+def load_adversary(folder: Path, adversary: nn.Module) -> None:
+    """Start from the adversary beside a model, if there is one."""
+    if (folder / _ADVERSARY).exists():
+        adversary.load_state_dict(load_file(folder / _ADVERSARY))
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:

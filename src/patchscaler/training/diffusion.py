@@ -10,7 +10,8 @@ from patchscaler.data.degradation import Degradation
 from patchscaler.models.restoration import Restored
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.sampling.schedule import mid_state
-from patchscaler.training.stage import Logs, Stage, encoders, normal_like, uniform
+from patchscaler.training.draws import normal_like, uniform
+from patchscaler.training.stage import Logs, Stage, encoders
 
 
 class DiffusionStage(Stage):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,16 +12,11 @@ from patchscaler.features import EfficientNetFeatures
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.sampling.patches import fold
 from patchscaler.sampling.schedule import solver_step, start_state
+from patchscaler.training.adversary import Adversary
 from patchscaler.training.diffusion import DiffusionStage
-from patchscaler.training.discriminator import PixelDiscriminator, Thermostat
-from patchscaler.training.losses import (
-    balance_gradients,
-    detail_ratio,
-    lattice_loss,
-    perceptual_loss,
-    relativistic_loss,
-)
-from patchscaler.training.stage import Logs, compact, normal_like, uniform
+from patchscaler.training.draws import normal_like, uniform
+from patchscaler.training.losses import balance_gradients, detail_ratio, lattice_loss, perceptual_loss
+from patchscaler.training.stage import Logs, compact
 
 
 class FinetuneStage(DiffusionStage):
@@ -39,12 +30,8 @@ class FinetuneStage(DiffusionStage):
         pipeline, tiles, degradation, drop_prompt: as in `DiffusionStage`.
         paths: pairs (T, N); each patch draws one.
         latent, perceptual, lattice: weights beside the L1 of the decoded image.
-        adversarial: whether there is a discriminator.
-        detail: detail of the decoded images over the truth's, in dB, that the adversarial strength is regulated for.
-        strength: that strength at the beginning, and at most, as a share of the other losses' gradient.
-        penalty: weight of the discriminator's smoothness, |D(x) - D(x + noise)|^2 (arXiv 2501.08316, section 3.3),
-            for a quarter of the real images and of the fakes.
-        alone: steps that the discriminator learns before the denoiser listens to it.
+        adversarial: whether there is an adversary.
+        detail, strength, penalty, alone: its arguments.
         decoder: pace of the decoder, the denoiser's being 1; 0 leaves it as it is. If it learns, what counts as real
             is the image, else the decoded x_HR: the discriminator is to see what those who learn do wrong, not what a
             frozen decoder does.
@@ -52,7 +39,6 @@ class FinetuneStage(DiffusionStage):
     """
 
     paths: Tensor
-    heard: Tensor
 
     def __init__(
         self,
@@ -75,16 +61,13 @@ class FinetuneStage(DiffusionStage):
         super().__init__(pipeline, tiles, degradation, drop_prompt=drop_prompt)
         self.features = EfficientNetFeatures("lite0")
         self.register_buffer("paths", torch.tensor(paths), persistent=False)
-        self.register_buffer("heard", torch.zeros(()), persistent=False)
         self.longest = max(int(steps) for _, steps in paths)
         self.latent, self.perceptual, self.lattice = latent, perceptual, lattice
-        self.penalty, self.alone = penalty, alone
         self.decoder = compact(pipeline).decoder
         self.decoder_pace, self.faithful = decoder, faithful if decoder else 0.0
         self.decoder.requires_grad_(decoder > 0)
         if adversarial:
-            self.rivals["pixel"] = PixelDiscriminator()
-            self.rivals["thermostat"] = Thermostat(detail, *strength)
+            self.adversary = Adversary(detail, strength, penalty, alone)
 
     def compiled(self) -> list[nn.Module]:
         """Everything but the discriminator, whose spectral norm changes its own buffers."""
@@ -93,14 +76,6 @@ class FinetuneStage(DiffusionStage):
     def pace(self, name: str) -> float:
         """The decoder has its own: it renders every patch, also those that take no step."""
         return self.decoder_pace if name.startswith("autoencoder.decoder.") else 1.0
-
-    @property
-    def _thermostat(self) -> Thermostat:
-        return cast("Thermostat", self.rivals["thermostat"])
-
-    def prepare(self) -> None:
-        """Let the denoiser listen to the discriminator from step `alone` on."""
-        self.heard.fill_(float(self.step >= self.alone))
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """Image, latent, perceptual and adversarial loss of an estimate in mid-path, and the discriminator's own."""
@@ -113,8 +88,9 @@ class FinetuneStage(DiffusionStage):
         joined = fold(estimate, rows, cols, self.pipeline.sampling.patch_size)
         plain = round(self.faithful * len(lr))
         joined = torch.cat((restored.latent[:plain].to(joined.dtype), joined[plain:]))
-        strength = self.heard * self._thermostat() if self.rivals else self.heard
-        decoded, judged = balance_gradients(self.autoencoder.decode(joined, lr).float(), strength)
+        decoded = judged = self.autoencoder.decode(joined, lr).float()
+        if self.adversary is not None:
+            decoded, judged = balance_gradients(decoded, self.adversary.strength())
         pixel = F.l1_loss(decoded, batch.images)
         latent = F.l1_loss(estimate.float(), x.float())
         perceived = perceptual_loss(self.features, decoded, batch.images, generator)
@@ -132,34 +108,16 @@ class FinetuneStage(DiffusionStage):
         }
         if plain:
             logs |= {"psnr_faithful": psnr[:plain].mean(), "perceptual_faithful": perceived[:plain].mean()}
-        if not self.rivals:
+        if self.adversary is None:
             return loss, logs
         if self.decoder_pace:
             real = batch.images
         else:
             with torch.no_grad():
                 real = self.autoencoder.decode(target, lr).float()
-        rivalry, more = self._rivalry(judged[plain:], real[plain:], generator)
-        self._thermostat.feel(logs["detail"], self.heard)
-        return loss + rivalry, logs | more | {"strength": strength}
-
-    def _rivalry(self, fake: Tensor, real: Tensor, generator: torch.Generator) -> tuple[Tensor, Logs]:
-        """Adversarial loss, which teaches what made the fakes, plus the discriminator's, which teaches it alone."""
-        judge = self.rivals["pixel"]
-        count, few = len(fake), -(-len(fake) // 4)
-        pair = torch.stack((real, fake.detach()))
-        shaken = pair[:, :few] + 0.05 * normal_like(pair[:, :few], generator)
-        images = torch.cat((pair.flatten(0, 1), shaken.flatten(0, 1)))
-        scores = [score.float().split((count, count, few, few)) for score in judge(images)]
-        reals, fakes = [score[0] for score in scores], [score[1] for score in scores]
-        moves = [((a[:few] - c).square() + (b[:few] - d).square()).mean() for a, b, c, d in scores]
-        rough = torch.stack(moves).mean()
-        contest = relativistic_loss(reals, fakes)
-        with _frozen(judge):
-            deceit = relativistic_loss([score.float() for score in judge(fake)], [r.detach() for r in reals])
-        gap = torch.stack([(r - f).mean() for r, f in zip(reals, fakes, strict=True)]).mean()
-        logs = {"contest": contest, "deceit": deceit, "rough": rough, "gap": gap}
-        return deceit + contest + self.penalty * rough, logs
+        rivalry, more = self.adversary(judged[plain:], real[plain:], generator)
+        self.adversary.feel(logs["detail"])
+        return loss + rivalry, logs | more
 
     def _roll_out(self, y: Tensor, condition: Tensor, prompt: Tensor, generator: torch.Generator) -> Tensor:
         """The estimate of x_0 at a random step of a random path, with gradient through that step alone."""
@@ -178,13 +136,3 @@ class FinetuneStage(DiffusionStage):
                 state = torch.where(moving.view(-1, 1, 1, 1), ahead, state)
         timestep = start * (steps - before) / steps
         return self.denoiser(state.to(y.dtype), y, condition, prompt, timestep, start)
-
-
-@contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
-    """What the network computes inside teaches its input, not the network."""
-    network.requires_grad_(False)
-    try:
-        yield
-    finally:
-        network.requires_grad_(True)

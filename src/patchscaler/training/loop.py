@@ -14,7 +14,7 @@ from torch import nn
 from patchscaler.data.dataset import TileSet
 from patchscaler.data.degradation import Degradation, DegradationConfig
 from patchscaler.pipeline import PatchScalerPipeline
-from patchscaler.training.checkpoint import TrainingState, load_rivals, save_rivals
+from patchscaler.training.checkpoint import TrainingState, load_adversary, save_adversary
 from patchscaler.training.recipe import Recipe
 from patchscaler.training.stage import Stage
 from patchscaler.training.stages import STAGES
@@ -62,16 +62,16 @@ def train(
     stage.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if pipeline.texture_memory is not None:
         pipeline.texture_memory = pipeline.texture_memory.to(device, torch.float32)
-    if pipeline.folder is not None:
-        load_rivals(pipeline.folder, stage.rivals)
+    if stage.adversary is not None and pipeline.folder is not None:
+        load_adversary(pipeline.folder, stage.adversary)
     parameters = dict(stage.trained())
     for value in parameters.values():
         value.data.copy_(broadcast(value.data))  # type: ignore[arg-type]
-    averaged = {name: value for name, value in parameters.items() if not name.startswith("rivals.")}
+    averaged = {name: value for name, value in parameters.items() if not name.startswith("adversary.")}
     state = TrainingState(
         parameters,
         {name: value.detach().clone() for name, value in averaged.items()},
-        dict(stage.rivals.named_buffers()),
+        dict(stage.adversary.named_buffers()) if stage.adversary is not None else {},
         _optimizer(stage, recipe, device),
     )
     elapsed = 0.0
@@ -127,17 +127,18 @@ def train(
         }
         pipeline.card["training"] = [*pipeline.card.get("training", []), record]
         pipeline.save_pretrained(output)
-        save_rivals(output, stage.rivals)
+        if stage.adversary is not None:
+            save_adversary(output, stage.adversary)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return history
 
 
 def _optimizer(stage: Stage, recipe: Recipe, device: torch.device) -> torch.optim.AdamW:
-    """AdamW, each pace a group; discriminators at twice the rate and without momentum."""
+    """AdamW, each pace a group; the adversary at twice the rate and without momentum."""
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, value in stage.trained():
-        group = ("rivals", 2.0) if name.startswith("rivals.") else ("model", stage.pace(name))
+        group = ("adversary", 2.0) if name.startswith("adversary.") else ("model", stage.pace(name))
         groups.setdefault(group, []).append(value)
     cuda = device.type == "cuda"
     settings = [
@@ -145,7 +146,7 @@ def _optimizer(stage: Stage, recipe: Recipe, device: torch.device) -> torch.opti
             "name": name if pace >= 1 else f"{name}_{pace:g}",
             "params": values,
             "pace": pace,
-            "betas": (0.0, recipe.betas[1]) if name == "rivals" else recipe.betas,
+            "betas": (0.0, recipe.betas[1]) if name == "adversary" else recipe.betas,
             "lr": torch.zeros((), device=device) if cuda else 0.0,  # set before each step
         }
         for (name, pace), values in groups.items()

@@ -15,6 +15,7 @@ from patchscaler.models.autoencoder import Autoencoder, upsample
 from patchscaler.models.restoration import Restored
 from patchscaler.pipeline import SCALE, PatchScalerPipeline
 from patchscaler.sampling.patches import unfold
+from patchscaler.training.adversary import Adversary
 
 Logs = dict[str, Tensor]
 
@@ -27,8 +28,8 @@ class Stage(nn.Module):
 
     Attributes:
         step: optimiser steps done; the loop keeps it.
-        rivals: discriminators. They learn twice as fast and without momentum, are not averaged, and are saved beside
-            the model instead of in it.
+        adversary: what judges images, if anything does. It learns twice as fast and without momentum, is not averaged,
+            and is saved beside the model instead of in it.
     """
 
     step: int
@@ -39,7 +40,7 @@ class Stage(nn.Module):
         self.tiles = tiles
         self.degradation = degradation
         self.step = 0
-        self.rivals = nn.ModuleDict()
+        self.adversary: Adversary | None = None
 
     def freeze_all_but(self, *parts: nn.Module) -> None:
         """Let only these parts learn."""
@@ -65,6 +66,8 @@ class Stage(nn.Module):
 
     def prepare(self) -> None:
         """Set the tensors that depend on `step`; called before each step, which may be a replayed graph."""
+        if self.adversary is not None:
+            self.adversary.prepare(self.step)
 
     def finish(self) -> None:
         """Derive from the trained weights, now in the pipeline, what the next stages need."""
@@ -98,13 +101,3 @@ def compact(pipeline: PatchScalerPipeline) -> Autoencoder:
 def encoders(pipeline: PatchScalerPipeline) -> list[nn.Module]:
     """The parts of the frozen autoencoder that are worth compiling."""
     return [pipeline.autoencoder.encoder] if isinstance(pipeline.autoencoder, Autoencoder) else []
-
-
-def uniform(count: int, generator: torch.Generator) -> Tensor:
-    """Uniform numbers (count,) in [0, 1)."""
-    return torch.rand(count, generator=generator, device=generator.device)
-
-
-def normal_like(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers of the shape and type of `values`."""
-    return torch.randn(values.shape, generator=generator, device=values.device, dtype=values.dtype)
