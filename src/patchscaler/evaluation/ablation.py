@@ -101,7 +101,7 @@ def variants(
         Variant(NULL, null),
         Variant(f"{few} random entries", partial(retrieved, count=few, order="random")),
         *(Variant(f"top {count}", partial(retrieved, count=count)) for count in sorted({1, few, 8})),
-        Variant(f"top {few}, similarities all at their mean", partial(retrieved, count=few, level=True)),
+        Variant(f"top {few}, similarity embedding off", partial(retrieved, count=few, modulate=False)),
     ]
     if plan.paths[-1].steps and any(path.steps for path in plan.paths[:-1]):
         hard = len(plan.paths) - 1
@@ -131,9 +131,9 @@ def retrieved(
     count: int,
     memory: ReferenceTextureMemory | None = None,
     order: str = "nearest",
-    level: bool = False,
+    modulate: bool = True,
 ) -> Tensor:
-    """The nearest entries, or random ones with the similarities they have; or with equal similarities."""
+    """The nearest entries, or random ones with the similarities they have; or with none told to the encoder."""
     memory = memory or pipeline.texture_memory
     assert memory is not None
     keys, count = pipeline.keys(scene.latent), min(count, len(memory))
@@ -147,9 +147,7 @@ def retrieved(
             memory.patches(index),
             (memory.keys[index] @ keys[..., None].to(memory.keys))[..., 0],
         )
-    if level:
-        similarity = similarity.mean().expand_as(similarity)
-    return pipeline.texture_encoder(patches, similarity)
+    return pipeline.texture_encoder(patches, similarity if modulate else None)
 
 
 def hard_only(pipeline: PatchScalerPipeline, scene: Scene, *, count: int, group: int) -> Tensor:
