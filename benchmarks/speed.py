@@ -19,6 +19,7 @@ from rrdbnet import RRDBNet
 from torch import Tensor
 
 from patchscaler import PatchScalerPipeline, Plan
+from patchscaler.errors import DeviceError
 from patchscaler.result import STAGES
 from patchscaler.runtime.runner import Runner
 
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=None)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 1024])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--runs", type=int, default=20)
@@ -62,7 +63,8 @@ def main() -> None:
             images = [photograph(size, number).to(device) for number in range(batch)]
             for name, system in systems(pipeline, images, arguments.compile):
                 if re.search(arguments.only, name):
-                    row = measure(system, device, arguments.runs, clock)
+                    pipeline.runner.reset(device)  # graphs of the row before are not this row's memory
+                    row = attempt(system, device, arguments.runs, clock)
                     rows.append({"system": name, "size": size, "batch": batch, **row})
                     print(json.dumps(rows[-1]), flush=True)
     head = f"{describe(device, dtype)}; weights {pipeline.fingerprint}; loading took {loading:.1f} s"
@@ -157,10 +159,18 @@ def quantise(pixels: Tensor) -> Tensor:
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def attempt(system: System, device: torch.device, runs: int, clock: Clock) -> dict[str, object]:
+    """What `measure` gives, or why it gives nothing: a row that fails must not cost the others."""
+    try:
+        return measure(system, device, runs, clock)
+    except torch.OutOfMemoryError:
+        return {"ms": "out of memory"}
+    except (RuntimeError, DeviceError) as error:
+        return {"ms": str(error).partition("\n")[0]}
+
+
 @torch.inference_mode()
-def measure(
-    system: System, device: torch.device, runs: int, clock: Clock = time.perf_counter
-) -> dict[str, object]:
+def measure(system: System, device: torch.device, runs: int, clock: Clock) -> dict[str, object]:
     """Milliseconds, start-up apart, and the most device memory taken, weights and libraries' own included."""
     cuda = device.type == "cuda"
     gc.collect()
@@ -172,15 +182,11 @@ def measure(
         torch.cuda.reset_peak_memory_stats()
         others = _foreign_memory()
     call, runner = system()
-    row: dict[str, object] = {}
-    try:
-        row["first s"] = seconds_of(call, device)
-        for _ in range(WARM_UP - 1 if cuda or runner.compile else 0):
-            call()
-        row["ms"] = 1000 * typical(repeat(call, device, runs, clock=clock), device)
-        result = call()
-    except torch.OutOfMemoryError:
-        return {"ms": "out of memory"}
+    row: dict[str, object] = {"first s": seconds_of(call, device)}
+    for _ in range(WARM_UP - 1 if cuda or runner.compile else 0):
+        call()
+    row["ms"] = 1000 * typical(repeat(call, device, runs, clock=clock), device)
+    result = call()
     row |= {f"{part} s": seconds for part, seconds in runner.seconds.items() if seconds}
     if cuda:
         own = max(0, _foreign_memory() - others)

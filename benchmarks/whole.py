@@ -1,6 +1,6 @@
 """Whole processes: one photograph cold, and a folder of them, beside what the device alone would take.
 
-python benchmarks/whole.py [--photos 100] [--size 512] [--device cuda] [--quality balanced]
+python benchmarks/whole.py [--model FOLDER] [--photos 100] [--size 512] [--device cuda] [--quality balanced]
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from patchscaler import PatchScalerPipeline
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=None)
     parser.add_argument("--photos", type=int, default=100)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quality", default="balanced")
     arguments = parser.parse_args()
     options = ["--device", arguments.device, "--quality", arguments.quality]
+    if arguments.model is not None:
+        options += ["--model", arguments.model]
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in", Path(folder) / "out"
         source.mkdir()
@@ -54,7 +57,7 @@ def main() -> None:
 
 def alone(arguments: argparse.Namespace) -> float:
     """Seconds of one photograph, uint8 to uint8 on the device, mean over those of the folder."""
-    pipeline = PatchScalerPipeline.from_pretrained(device=arguments.device)
+    pipeline = PatchScalerPipeline.from_pretrained(arguments.model, device=arguments.device)
     device, dtype = pipeline.device, pipeline.dtype
     print(describe(device, dtype), pipeline.fingerprint)
     photos = [photograph(arguments.size, number).to(device) for number in range(5)]

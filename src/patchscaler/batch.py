@@ -186,9 +186,12 @@ class Enlarged:
     Attributes:
         task: what it was made from.
         result: how it was made; the image is in a spool beside the output.
+        start_up: seconds of "compile" and "capture" that fell into its call, if any; threads that share the model
+            share them.
     """
 
     result: UpscaleResult
+    start_up: dict[str, float]
 
     def __init__(self, task: Task, model: PatchScalerPipeline) -> None:
         self.task, self.model, self.begin = task, model, time.perf_counter()
@@ -217,7 +220,7 @@ class Enlarged:
             InputError: writing fails.
         """
         job, photo, model, result = self.task.job, self.task.photo, self.model, self.result
-        facts = _facts(self.task, model, result)
+        facts = _facts(self.task, model, result) | {"start_up": self.start_up}
 
         def seal(temporary: Path) -> None:
             facts["seconds"] = round(time.perf_counter() - self.begin, 3)
@@ -273,6 +276,7 @@ def enlarge(tasks: Sequence[Task], model: PatchScalerPipeline, progress: Progres
     from patchscaler.sampling.grouping import Plan
 
     options = {key: value for key, value in asdict(tasks[0].call).items() if key not in ("plan", "seed")}
+    before = dict(model.runner.seconds)
     with ExitStack() as undo:
         done = [undo.enter_context(Enlarged(task, model)) for task in tasks]
         results = model(
@@ -299,6 +303,9 @@ def enlarge(tasks: Sequence[Task], model: PatchScalerPipeline, progress: Progres
                 progress=progress,
                 **options,
             )
+        spent = {part: seconds - before[part] for part, seconds in model.runner.seconds.items()}
+        for one in done:
+            one.start_up = {part: round(seconds, 3) for part, seconds in spent.items() if seconds}
         undo.pop_all()
     return done
 

@@ -7,6 +7,7 @@ from patchscaler.errors import InputError
 from patchscaler.evaluation import ablation
 from patchscaler.evaluation.ablation import NULL, ablate, parse_plan, to_markdown, variants
 from patchscaler.evaluation.calibrate import read_pairs
+from patchscaler.sampling.grouping import Path
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +30,16 @@ def pairs(tmp_path, make_scene):
     return low, high
 
 
-def by_name(pipeline, name):
-    return next(variant for variant in variants(pipeline) if variant.name == name)
+def names(pipeline, plan):
+    return [variant.name for variant in variants(pipeline, plan)]
 
 
 @torch.inference_mode()
 def sampled(pipeline, pairs, name, plan):
     ((lr, hr),) = read_pairs(*pairs)
     scene, size = ablation._scene(pipeline, lr, hr, plan, 0)
-    return ablation.sample(pipeline, scene, by_name(pipeline, name)), scene, size
+    variant = next(variant for variant in variants(pipeline, plan) if variant.name == name)
+    return ablation.sample(pipeline, scene, variant), scene, size
 
 
 @pytest.mark.parametrize(("name", "texture"), [(NULL, False), ("top 3", True)])
@@ -64,11 +66,25 @@ def test_prompts_for_the_hard_group_only_leave_the_others_as_without(prompted, p
     torch.testing.assert_close(hard[~group], without[~group], atol=1e-5, rtol=0)
     torch.testing.assert_close(hard[group], everywhere[group], atol=1e-5, rtol=0)
     assert (without - everywhere).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+    all_simple = Plan((0.0,), (path, path))
+    without, scene, _ = sampled(prompted, pairs, NULL, all_simple)
+    assert not scene.group.any()
+    hard, _, _ = sampled(prompted, pairs, "top 3, hard group only", all_simple)
+    torch.testing.assert_close(hard, without, atol=1e-5, rtol=0)
+
+
+def test_prompts_for_the_hard_group_only_are_a_row_only_where_they_repeat_no_other(prompted):
+    still, moving = Path(1.0, 0), Path(0.9, 2)
+    for paths, there in {(still, moving): False, (moving, still): False, (moving, moving): True}.items():
+        assert ("top 3, hard group only" in names(prompted, Plan((0.5,), paths))) == there
+    assert "top 3, hard group only" not in names(prompted, Plan.uniform(0.9, 2))
 
 
 def test_the_table_has_every_variant_and_no_prompt_gains_nothing_on_itself(prompted, pairs):
-    result = ablate(prompted, *pairs, plan=prompted.plans["balanced"], larger=prompted.texture_memory)
-    assert set(result.values) == {variant.name for variant in variants(prompted, prompted.texture_memory)}
+    plan = prompted.plans["balanced"]
+    result = ablate(prompted, *pairs, plan=plan, larger=prompted.texture_memory)
+    rows = variants(prompted, plan, prompted.texture_memory)
+    assert set(result.values) == {variant.name for variant in rows}
     assert len({tuple(row["dfd"]) for row in result.values.values()}) >= len(result.values) - 2
     assert tuple(result.gain(NULL, "dfd")) == (0, 0, 0)
     lines = to_markdown(result).splitlines()
@@ -80,8 +96,18 @@ def test_what_cannot_be_measured_is_refused(prompted, pairs):
     with pytest.raises(InputError, match="takes no steps"):
         ablate(prompted, *pairs, plan=Plan.restoration_only())
     with pytest.raises(InputError, match="no texture memory"):
-        variants(prompted.with_memory(None))
+        variants(prompted.with_memory(None), prompted.plans["balanced"])
     assert parse_plan(prompted, "0.5:3") == Plan.uniform(0.5, 3)
-    for text in ("half", "0.5:x", "2:1"):
+    for text in ("half", "0.5:x", "2:1", "0.5:1,0.5:1"):
         with pytest.raises(InputError, match="--plan"):
             parse_plan(prompted, text)
+
+
+def test_three_paths_take_the_thresholds_of_the_models_plan_of_three_groups(make_pipeline):
+    pipeline, text = make_pipeline(), "0.4:1,0.6:2,0.9:4"
+    with pytest.raises(InputError, match="no plan of three groups"):
+        parse_plan(pipeline, text)
+    pipeline.plans["best"] = Plan((0.6, 0.2), (Path(1.0, 0),) * 3)
+    assert parse_plan(pipeline, text) == Plan((0.6, 0.2), (Path(0.4, 1), Path(0.6, 2), Path(0.9, 4)))
+    with pytest.raises(InputError, match="three of them"):
+        parse_plan(pipeline, "0.4:1,0.6:2,0.9")

@@ -4,6 +4,7 @@ import torch
 from patchscaler.models.autoencoder import Autoencoder
 from patchscaler.models.blocks import sinusoidal_embedding
 from patchscaler.models.restoration import Restored
+from patchscaler.models.texture_encoder import TextureEncoder
 
 
 @pytest.fixture
@@ -103,6 +104,15 @@ def test_texture_encoder_is_aware_of_similarity(pipeline):
     assert near.shape == (2, 3 * 16 + 1, 32)
     torch.testing.assert_close(near[:, -1:], pipeline.texture_encoder.null_prompt(2))
     assert (near - far).abs().max() > 1e-4
+    assert (near - pipeline.texture_encoder(patches, None)).abs().max() > 1e-4
+
+
+def test_without_similarity_a_texture_encoder_modulates_nothing():
+    encoder = TextureEncoder(latent_channels=4, width=32, heads=2, depth=1, prompt_width=32)
+    patches, similarity = torch.randn(2, 3, 4, 16, 16), torch.rand(2, 3)
+    assert torch.equal(encoder(patches, None), encoder(patches, similarity))
+    torch.nn.init.normal_(encoder.similarity[-1].weight)
+    assert (encoder(patches, None) - encoder(patches, similarity)).abs().max() > 0.01
 
 
 def test_embedding_tells_close_timesteps_apart():

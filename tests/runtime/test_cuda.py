@@ -1,16 +1,25 @@
 """What holds on a GPU alone; skipped without one."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path as FilePath
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from patchscaler.runtime.runner import CudaCapture
-from patchscaler.sampling.grouping import Path, Plan
+from patchscaler.evaluation import ablation
+from patchscaler.pipeline import PatchScalerPipeline
+from patchscaler.runtime.runner import CudaCapture, run_plainly
+from patchscaler.sampling.engine import PatchSet, sample_patches
+from patchscaler.sampling.grouping import Path, Plan, patch_quality
+from patchscaler.sampling.patches import fold
+from patchscaler.stages import batch_sizes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 LEVEL = 1 / 255
 PLAN = Plan.uniform(0.9, 2)
+PHOTO = FilePath(__file__).parents[2] / "examples" / "shop-front.png"
 
 
 @pytest.fixture
@@ -68,6 +77,64 @@ def test_deterministic_results_are_the_same_to_the_bit(on_gpu, images):
     together = on_gpu(images[::-1], plan=plan, deterministic=True)[::-1]
     for one, result in zip(alone, together, strict=True):
         assert torch.equal(one, result.image)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@torch.inference_mode()
+def test_a_warm_sampling_loop_never_waits_for_the_device(on_gpu, graphs):
+    dit, count = on_gpu.patch_dit, 40
+    channels = dit.config["latent_channels"] + dit.config["stem_channels"]
+    patches = PatchSet(
+        condition=torch.randn(count, channels, 16, 16, device="cuda", dtype=torch.float16),
+        start=torch.full((count,), 0.9, device="cuda"),
+        steps=torch.arange(count) % 4,
+        seed=torch.zeros(count, dtype=torch.int64, device="cuda"),
+        row=torch.arange(count, device="cuda"),
+        col=torch.arange(count, device="cuda"),
+    )
+
+    def sampled():
+        return sample_patches(
+            dit,
+            on_gpu.make_prompt,
+            patches,
+            shortcut=on_gpu.sampling.shortcut,
+            sizes=batch_sizes(on_gpu.device, False),
+            run=on_gpu.runner if graphs else run_plainly,
+        )
+
+    expected = [sampled() for _ in range(3)][-1]  # as it is, captured, replayed
+    assert (on_gpu.runner.seconds["capture"] > 0) == graphs
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = sampled()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(again, expected)
+    moved = (again != patches.condition[:, : dit.latent_channels]).flatten(1).any(dim=1).cpu()
+    assert torch.equal(moved, patches.steps > 0)
+
+
+@torch.inference_mode()
+def test_the_packed_loop_samples_the_bundled_weights_as_a_plain_loop_over_groups_does():
+    pipeline = PatchScalerPipeline.from_pretrained(device="cuda", dtype="fp16")
+    lr = torch.from_numpy(np.array(Image.open(PHOTO).convert("RGB"))).permute(2, 0, 1) / 255
+    restored = pipeline(lr, plan=Plan.restoration_only())
+    quality = patch_quality(torch.from_numpy(restored.confidence)[None, None], 16, 16).sort().values
+    cuts = tuple(float(quality[i - 1] + quality[i]) / 2 for i in (10, 5))
+    plan = Plan(cuts, (Path(1.0, 0), Path(0.66, 1), Path(0.9, 3)))
+    no_truth = torch.zeros(3, 512, 512)
+    scene, (height, width) = ablation._scene(pipeline, lr, no_truth, plan, seed=0)
+    own = ablation.Variant("own", lambda pipeline, scene: pipeline.make_prompt(scene.latent))
+    latent = fold(ablation.sample(pipeline, scene, own), height // 16, width // 16, 16)
+    expected = pipeline.decode(latent, lr[None])[0].clamp(0, 1).float().cpu()
+    for _ in range(3):  # as it is, captured, replayed
+        result = pipeline(lr, plan=plan)
+        assert result.group_shares(3) == [6 / 16, 5 / 16, 5 / 16]
+        assert float((result.image - expected).abs().max()) <= LEVEL
+    for other in (*plan.paths[1:], Path(1.0, 0)):
+        uniform = pipeline(lr, plan=Plan.uniform(other.timestep, other.steps)).image
+        assert float((uniform - expected).abs().max()) > LEVEL, "else this proves nothing"
 
 
 def test_the_cpu_agrees(on_gpu, make_pipeline, images):

@@ -183,7 +183,12 @@ def ablate(
         Path | None, typer.Option(metavar="FILE", help="A larger memory to compare with.")
     ] = None,
     plan: Annotated[
-        str, typer.Option(help="The model's plan to sample with, or T:N for all patches.")
+        str,
+        typer.Option(
+            metavar="NAME|T:N|T:N,T:N,T:N",
+            help="The model's plan to sample with; or N steps from T for all patches, or for the simple, medium and"
+            " hard ones.",
+        ),
     ] = "best",
     limit: LimitOption = None,
     device: DeviceOption = "auto",

@@ -22,7 +22,7 @@ from patchscaler.evaluation.metrics import Interval
 from patchscaler.features import feature_distance
 from patchscaler.imaging.tensors import levels
 from patchscaler.pipeline import PatchScalerPipeline
-from patchscaler.sampling.grouping import Plan, assign, patch_quality
+from patchscaler.sampling.grouping import Path, Plan, assign, patch_quality
 from patchscaler.sampling.noise import patch_noise, to_word
 from patchscaler.sampling.patches import fold, grid, unfold
 from patchscaler.sampling.schedule import solver_step, start_state
@@ -89,8 +89,10 @@ class Ablation:
         return metrics.paired_bootstrap(ours, null)
 
 
-def variants(pipeline: PatchScalerPipeline, larger: ReferenceTextureMemory | None = None) -> list[Variant]:
-    """The rows of the ablation; memories larger than there is one are left out."""
+def variants(
+    pipeline: PatchScalerPipeline, plan: Plan, larger: ReferenceTextureMemory | None = None
+) -> list[Variant]:
+    """The rows of the ablation under a plan; what would repeat another row is left out."""
     memory = pipeline.texture_memory
     if memory is None or not len(memory):
         raise InputError("this model has no texture memory to measure")
@@ -99,9 +101,11 @@ def variants(pipeline: PatchScalerPipeline, larger: ReferenceTextureMemory | Non
         Variant(NULL, null),
         Variant(f"{few} random entries", partial(retrieved, count=few, order="random")),
         *(Variant(f"top {count}", partial(retrieved, count=count)) for count in sorted({1, few, 8})),
-        Variant(f"top {few}, hard group only", partial(hard_only, count=few)),
-        Variant(f"top {few}, similarities all at their mean", partial(retrieved, count=few, level=True)),
+        Variant(f"top {few}, similarity embedding off", partial(retrieved, count=few, modulate=False)),
     ]
+    if plan.paths[-1].steps and any(path.steps for path in plan.paths[:-1]):
+        hard = len(plan.paths) - 1
+        rows.append(Variant(f"top {few}, hard group only", partial(hard_only, count=few, group=hard)))
     for size in SIZES:
         if size < len(memory):
             rows.append(Variant(f"top {few} of {size}", partial(retrieved, count=few, memory=memory[:size])))
@@ -127,9 +131,9 @@ def retrieved(
     count: int,
     memory: ReferenceTextureMemory | None = None,
     order: str = "nearest",
-    level: bool = False,
+    modulate: bool = True,
 ) -> Tensor:
-    """The nearest entries, or random ones with the similarities they have; or with equal similarities."""
+    """The nearest entries, or random ones with the similarities they have; or with none told to the encoder."""
     memory = memory or pipeline.texture_memory
     assert memory is not None
     keys, count = pipeline.keys(scene.latent), min(count, len(memory))
@@ -143,15 +147,13 @@ def retrieved(
             memory.patches(index),
             (memory.keys[index] @ keys[..., None].to(memory.keys))[..., 0],
         )
-    if level:
-        similarity = similarity.mean().expand_as(similarity)
-    return pipeline.texture_encoder(patches, similarity)
+    return pipeline.texture_encoder(patches, similarity if modulate else None)
 
 
-def hard_only(pipeline: PatchScalerPipeline, scene: Scene, *, count: int) -> Tensor:
-    """Prompts for the hardest group; the null prompt, repeated, for the others."""
+def hard_only(pipeline: PatchScalerPipeline, scene: Scene, *, count: int, group: int) -> Tensor:
+    """Prompts for the patches of the hard `group`; the null prompt, repeated, for the others."""
     tokens = retrieved(pipeline, scene, count=count)
-    hard = (scene.group == scene.group.max()).view(-1, 1, 1)
+    hard = (scene.group == group).view(-1, 1, 1)
     return torch.where(hard, tokens, null(pipeline, scene).to(tokens.dtype))
 
 
@@ -217,7 +219,7 @@ def ablate(
     """
     if not any(path.steps for path in plan.paths):
         raise InputError("this plan takes no steps, so prompts change nothing: give another by --plan")
-    rows = variants(pipeline, larger)
+    rows = variants(pipeline, plan, larger)
     pairs = read_pairs(lr_dir, hr_dir, limit)
     size, stride = pipeline.sampling.patch_size, pipeline.sampling.stride
     judge = metrics.DeepFeatureDistance().to(pipeline.device)
@@ -265,16 +267,34 @@ def to_markdown(result: Ablation) -> str:
 
 
 def parse_plan(pipeline: PatchScalerPipeline, text: str) -> Plan:
-    """A plan of the model by name, or from "T:N" one that takes N steps from T everywhere; InputError if neither."""
+    """A plan of the model by name, or one written as paths.
+
+    Args:
+        pipeline: whose plans are known by name.
+        text: a name; "T:N", N steps from T everywhere; or "T:N,T:N,T:N" for the simple, medium and hard patches, told
+            apart by the thresholds of the model's own plan of three groups.
+
+    Raises:
+        InputError: it is none of these, or the model has no plan of three groups.
+    """
     if text in pipeline.plans:
         return pipeline.plans[text]
-    timestep, colon, steps = text.partition(":")
+    parts = [part.partition(":") for part in text.split(",")]
+    thresholds: tuple[float, ...] | None = ()
+    if len(parts) == 3:
+        own = (plan.thresholds for plan in pipeline.plans.values())
+        thresholds = next((cuts for cuts in own if len(cuts) == 2), None)
+        if thresholds is None:
+            raise InputError(
+                f"--plan {text}: this model has no plan of three groups; run calibrate, or give one T:N"
+            )
     try:
-        if colon:
-            return Plan.uniform(float(timestep), int(steps))
+        return Plan(thresholds, tuple(Path(float(timestep), int(steps)) for timestep, _, steps in parts))
     except ValueError:
-        pass
-    raise InputError(f"--plan {text}: give one of {', '.join(pipeline.plans)}, or T:N such as 0.9:4")
+        names = ", ".join(pipeline.plans)
+        raise InputError(
+            f"--plan {text}: give one of {names}, T:N such as 0.9:4, or three of them such as 0.4:1,0.6:2,0.9:4"
+        ) from None
 
 
 def _scene(

@@ -46,18 +46,20 @@ class TextureEncoder(ModelMixin, ConfigMixin):
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, prompt_width))
         self.null = nn.Parameter(torch.randn(prompt_width) * 0.02)
 
-    def forward(self, patches: Tensor, similarity: Tensor) -> Tensor:
+    def forward(self, patches: Tensor, similarity: Tensor | None) -> Tensor:
         """Prompt tokens (n, K * tokens + 1, prompt_width); the last is the null prompt, to pass over what was found.
 
         Args:
             patches: retrieved latent patches (n, K, c, p, p).
-            similarity: inner products of keys (n, K) in [-1, 1].
+            similarity: inner products of keys (n, K) in [-1, 1]; None leaves the tokens as they are.
         """
-        count, k = similarity.shape
+        count, k = patches.shape[:2]
         tokens = self.embed(tokenize(patches.flatten(0, 1), self.token_size)) + self.position
-        level = sinusoidal_embedding((similarity.flatten() + 1) / 2, tokens.shape[-1]).to(tokens.dtype)
-        scale, shift = self.similarity(level)[:, None].chunk(2, dim=-1)
-        tokens = (tokens * (1 + scale) + shift).unflatten(0, (count, k)).flatten(1, 2)
+        if similarity is not None:
+            level = sinusoidal_embedding((similarity.flatten() + 1) / 2, tokens.shape[-1]).to(tokens.dtype)
+            scale, shift = self.similarity(level)[:, None].chunk(2, dim=-1)
+            tokens = tokens * (1 + scale) + shift
+        tokens = tokens.unflatten(0, (count, k)).flatten(1, 2)
         for block in self.blocks:
             tokens = block(tokens)
         return torch.cat((self.out(tokens), self.null_prompt(count).to(tokens.dtype)), dim=1)
