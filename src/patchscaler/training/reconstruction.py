@@ -151,6 +151,7 @@ class DecoderStage(Stage):
         detail: detail over the truth's, in dB, that an adversary is to bring to what is decoded from x_HR with the LR
             image; None: there is no adversary. What is decoded from y_0 stays faithful: texture that a latent
             does not hold is for the denoiser to find.
+        strength, alone: further arguments of the adversary.
     """
 
     def __init__(
@@ -164,6 +165,8 @@ class DecoderStage(Stage):
         lattice: float = 10.0,
         restoration: float = 0.0,
         detail: float | None = None,
+        strength: tuple[float, float] = (0.02, 0.2),
+        alone: int = 500,
     ) -> None:
         super().__init__(pipeline, tiles, degradation)
         self.autoencoder = compact(pipeline)
@@ -173,7 +176,7 @@ class DecoderStage(Stage):
         self.restoration_pace = restoration
         self.freeze_all_but(self.autoencoder.decoder, *([self.restoration] if restoration else []))
         if detail is not None:
-            self.adversary = Adversary(detail)
+            self.adversary = Adversary(detail, strength, alone=alone)
 
     def compiled(self) -> list[nn.Module]:
         """Everything but the discriminator, whose spectral norm changes its own buffers."""
