@@ -10,7 +10,7 @@ from PIL import Image
 
 from patchscaler.evaluation import ablation
 from patchscaler.pipeline import PatchScalerPipeline
-from patchscaler.runtime.runner import CudaCapture, run_plainly
+from patchscaler.runtime.runner import CudaCapture, Runner, run_plainly
 from patchscaler.sampling.engine import PatchSet, sample_patches
 from patchscaler.sampling.grouping import Path, Plan, patch_quality
 from patchscaler.sampling.patches import fold
@@ -67,6 +67,14 @@ def test_threads_and_streams_may_share_graphs(on_gpu, images):
     with ThreadPoolExecutor(4) as pool:
         for seed, result in enumerate(pool.map(work, range(24))):
             assert float((result - expected[seed % 6].cpu()).abs().max()) <= LEVEL
+
+
+def test_compiled_code_gives_what_kernels_give(on_gpu, images):
+    expected = no_graphs(on_gpu, images[0], plan=PLAN)
+    on_gpu.runner = Runner(on_gpu.device, compile=True)
+    for _ in range(3):
+        assert float((on_gpu(images[0], plan=PLAN).image - expected).abs().max()) <= LEVEL
+    assert on_gpu.runner.seconds["compile"] > 0
 
 
 def test_deterministic_results_are_the_same_to_the_bit(on_gpu, images):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from patchscaler.runtime.runner import Runner
+from patchscaler.runtime.runner import Runner, _cause
 from patchscaler.sampling.grouping import Plan
 
 CPU = torch.device("cpu")
@@ -77,6 +77,21 @@ def test_what_cannot_be_captured_runs_as_it_is(runner, traces):
     for sign in (1, -1, 1, -1):
         assert torch.equal(runner("looks", looks, sign * ONES)[0], 2 * sign * ONES)
     assert traces.made == []
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        ("no compiler found\n\nSet TORCH_LOGS", "no compiler found"),
+        (
+            "An exception occurred in a subprocess:\n\nTraceback (most recent call last):\n  File x\n"
+            "triton.compiler.errors.CompilationError: at 3:4: bad type\n\nSet TORCH_LOGS",
+            "triton.compiler.errors.CompilationError: at 3:4: bad type",
+        ),
+    ],
+)
+def test_a_compiler_that_fails_is_quoted_where_it_says_why(message, cause):
+    assert _cause(RuntimeError(message)) == cause
 
 
 def test_without_graphs_everything_runs_as_it_is():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import weakref
@@ -122,13 +123,21 @@ class Runner:
             return function(*inputs)
         except RuntimeError as error:
             if self.compile and type(error).__module__.startswith("torch._"):
-                reason = str(error).strip().splitlines()[0]
-                raise DeviceError(f"torch.compile does not work here, go without it: {reason}") from error
+                raise DeviceError(
+                    f"torch.compile does not work here, go without it: {_cause(error)}"
+                ) from error
             if not is_out_of_memory(error) or not any(self._graphs.values()):
                 raise
         self.clear()
         release()
         return function(*inputs)
+
+
+def _cause(error: Exception) -> str:
+    """The line that says what went wrong: compilers put the traceback of their own processes into their message."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    causes = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b.*: \S", line)]
+    return (causes or lines)[-1 if causes else 0].strip()
 
 
 def run_plainly(name: Hashable, function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
