@@ -202,7 +202,7 @@ def test_some_latents_are_decoded_without_the_lr_image(make_pipeline, tiles):
     torch.nn.init.normal_(pipeline.autoencoder.decoder.lr_skip[-1].weight)
     after = logs()
     assert after["psnr_bare"] == before["psnr_bare"]
-    assert after["psnr_clean"] != before["psnr_clean"] and after["psnr"] != before["psnr"]
+    assert after["psnr_clean"] != before["psnr_clean"] and after["psnr_restored"] != before["psnr_restored"]
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "decoder", "finetune"])
@@ -228,6 +228,26 @@ def test_the_adversary_leaves_what_is_decoded_from_y0_alone(make_pipeline, tiles
     assert torch.equal(restoration, same) and not torch.equal(decoder, other)
 
 
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        ("decoder", {"detail": 0.0, "clean": 0.0}),
+        ("finetune", {"judged": "clean", "decoder": 0.0, "clean": 0.5}),
+    ],
+)
+def test_an_adversary_needs_something_to_judge(stage, options, make_pipeline, tiles):
+    with pytest.raises(InputError, match="needs"):
+        STAGES[stage](make_pipeline(), tiles, Degradation(), **options)
+
+
+def test_a_batch_too_small_for_its_shares_goes_without_an_adversary(make_pipeline, tiles, tmp_path):
+    recipe = Recipe(
+        "finetune", {"judged": "clean", "clean": 0.2}, iterations=2, batch=1, crop=128, precision="fp32"
+    )
+    train(make_pipeline(), tiles, recipe, tmp_path)
+    train(make_pipeline(), tiles, recipe, tmp_path, resume=True)
+
+
 def test_a_frozen_decoder_stays_as_it_is(make_pipeline, tiles, tmp_path):
     before, pipeline = make_pipeline(), make_pipeline()
     options = {"alone": 0, "decoder": 0}
@@ -241,7 +261,7 @@ def test_what_learns_along_has_its_own_pace(make_pipeline, tiles, tmp_path):
     def largest_steps(stage, options):
         before, pipeline = make_pipeline(), make_pipeline()
         recipe = Recipe(
-            stage, options, iterations=1, batch=2, crop=128, warmup=0, decay=0.0,
+            stage, options, iterations=1, batch=4, crop=128, warmup=0, decay=0.0,
             learning_rate=1e-3, weight_decay=0.0, ema=0.0, precision="fp32",
         )  # fmt: skip
         train(pipeline, tiles, recipe, tmp_path / stage)
@@ -254,6 +274,8 @@ def test_what_learns_along_has_its_own_pace(make_pipeline, tiles, tmp_path):
         return [pytest.approx(largest(part), rel=0.01) for part in parts]
 
     assert largest_steps("finetune", {"alone": 0, "decoder": 0.25}) == [1e-3, 0.25e-3, 0]
+    everything = {"decoder": 0.25, "restoration": 0.5, "clean": 0.25, "judged": "clean"}
+    assert largest_steps("finetune", everything) == [1e-3, 0.25e-3, 0.5e-3]
     assert largest_steps("decoder", {"restoration": 0.5}) == [0, 1e-3, 0.5e-3]
 
 

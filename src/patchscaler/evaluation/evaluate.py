@@ -91,7 +91,7 @@ class Evaluation:
         rows: bicubic, peers, restoration only, uniform, and the model's plans.
         comparisons: paired bootstraps of `balanced` against every other row.
         correlation: Spearman's, over all patches, of squared latent error with confidence and LR variance.
-        reconstruction: mean 8-bit PSNR in dB of D(E(truth)), without and with the LR image.
+        reconstruction: mean 8-bit PSNR and detail energy in dB of D(E(truth)), without and with the LR image.
         grid_shift: mean difference in levels between two runs whose patch grids are half a patch apart.
         pictures: crops by image, not part of `to_dict`.
         contests: `balanced` against each peer, crop by crop.
@@ -305,13 +305,14 @@ def _study_patches(
 def _reconstruct(
     pipeline: PatchScalerPipeline, low: Tensor, truth: Array, latent: Tensor
 ) -> dict[str, float]:
-    """8-bit PSNR of the autoencoder alone, from the latent (1, c, H, W) of the truth."""
+    """8-bit PSNR and detail energy of the autoencoder alone, from the latent (1, c, H, W) of the truth."""
     target = truth[: SCALE * low.shape[2], : SCALE * low.shape[3]]
     figures = {}
     for kind, condition in (("without LR", None), ("with LR", low)):
         image = from_tensor(pipeline.decode(latent, condition)[0], like=target)
         figures[f"psnr_rgb {kind}"] = metrics.psnr_rgb(image, target)
         figures[f"psnr_y {kind}"] = metrics.psnr_y(image, target)
+        figures[f"detail {kind}"] = metrics.detail_energy(image, target)
     return figures
 
 

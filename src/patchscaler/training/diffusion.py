@@ -69,7 +69,7 @@ class DiffusionStage(Stage):
         """
         lr, restored, target = self.restored(batch, generator)
         y, x = self.cut(restored.latent), self.cut(target)
-        condition, prompt = self.condition(restored, lr, y, batch, generator)
+        condition, prompt = self.condition(restored, lr, y, batch.sources, generator)
         y, x, condition = (
             values.repeat(self.draws, *[1] * (values.ndim - 1)) for values in (y, x, condition)
         )
@@ -90,19 +90,19 @@ class DiffusionStage(Stage):
         return error.mean(), logs
 
     def condition(
-        self, restored: Restored, lr: Tensor, y: Tensor, batch: Batch, generator: torch.Generator
+        self, restored: Restored, lr: Tensor, y: Tensor, sources: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """What the denoiser is told of the patches at every step: condition tokens and prompt cache."""
         condition = self.denoiser.condition_tokens(self.cut(self.denoiser.stem(restored, lr)))
-        return condition, self.denoiser.prompt_cache(self.prompt(y, batch, generator))
+        return condition, self.denoiser.prompt_cache(self.prompt(y, sources, generator))
 
-    def prompt(self, y: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+    def prompt(self, y: Tensor, sources: Tensor, generator: torch.Generator) -> Tensor:
         """Prompts of the patches; entries cut from a patch's own source image cannot be found."""
         memory = self.pipeline.texture_memory
         null = self.texture_encoder.null_prompt(len(y))
         if memory is None:
             return null
-        own = batch.sources.repeat_interleave(len(y) // len(batch.sources))[:, None] == self.origins
+        own = sources.repeat_interleave(len(y) // len(sources))[:, None] == self.origins
         with torch.no_grad():
             key = self.classifier(y).key
             found = memory.search(key, self.pipeline.sampling.prompt_count, exclude=own)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchscaler.data.dataset import Batch, TileSet
 from patchscaler.data.degradation import Degradation
-from patchscaler.features import EfficientNetFeatures
+from patchscaler.errors import InputError
+from patchscaler.models.restoration import Restored
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.sampling.patches import fold
 from patchscaler.sampling.schedule import solver_step, start_state
 from patchscaler.training.adversary import Adversary
 from patchscaler.training.diffusion import DiffusionStage
 from patchscaler.training.draws import normal_like, uniform
-from patchscaler.training.losses import balance_gradients, detail_ratio, lattice_loss, perceptual_loss
+from patchscaler.training.image_loss import ImageLoss
+from patchscaler.training.losses import restoration_loss
 from patchscaler.training.stage import Logs, compact
 
 
@@ -23,19 +27,24 @@ class FinetuneStage(DiffusionStage):
     """Patch-DiT at its paths: roll out to a random step, decode that estimate of x_0, learn from the image.
 
     The steps before the chosen one run without gradient. Patches of one image take different paths, so that the
-    losses on the decoded image see the seams between them. The decoder may learn along; then some images are decoded
-    from y_0 without being judged, so that a patch that takes no step stays faithful.
+    losses on the decoded image see the seams between them. Decoder and restoration module may learn along; then some
+    images are decoded from y_0, so that a patch that takes no step stays faithful, and some from x_HR, so that the
+    decoder keeps drawing true latents sharply.
 
     Args:
         pipeline, tiles, degradation, drop_prompt: as in `DiffusionStage`.
         paths: pairs (T, N); each patch draws one.
         latent, perceptual, lattice: weights beside the L1 of the decoded image.
-        adversarial: whether there is an adversary.
+        judged: what an adversary judges: images that are "sampled", or "clean", decoded from x_HR; None: there is none.
         detail, strength, penalty, alone: its arguments.
         decoder: pace of the decoder, the denoiser's being 1; 0 leaves it as it is. If it learns, what counts as real
             is the image, else the decoded x_HR: the discriminator is to see what those who learn do wrong, not what a
             frozen decoder does.
-        faithful: share of the images decoded from y_0, if the decoder learns.
+        restoration: pace of the restoration module; if it learns, the loss of its own stage is added.
+        faithful, clean: shares of the images decoded from y_0 and from x_HR, if the decoder learns.
+
+    Raises:
+        InputError: an adversary is to judge clean images, and there are none.
     """
 
     paths: Tensor
@@ -49,75 +58,67 @@ class FinetuneStage(DiffusionStage):
         latent: float = 0.1,
         perceptual: float = 0.1,
         lattice: float = 10.0,
-        adversarial: bool = True,
+        judged: Literal["sampled", "clean"] | None = "sampled",
         detail: float = -3.0,
         strength: tuple[float, float] = (0.02, 0.1),
         penalty: float = 10.0,
         alone: int = 500,
         decoder: float = 0.25,
+        restoration: float = 0.0,
         faithful: float = 0.25,
+        clean: float = 0.0,
         drop_prompt: float = 0.15,
     ) -> None:
         super().__init__(pipeline, tiles, degradation, drop_prompt=drop_prompt)
-        self.features = EfficientNetFeatures("lite0")
+        self.image_loss = ImageLoss(perceptual, lattice, judged or "")
         self.register_buffer("paths", torch.tensor(paths), persistent=False)
         self.longest = max(int(steps) for _, steps in paths)
-        self.latent, self.perceptual, self.lattice = latent, perceptual, lattice
+        self.latent = latent
         self.decoder = compact(pipeline).decoder
-        self.decoder_pace, self.faithful = decoder, faithful if decoder else 0.0
+        self.paces = {"autoencoder.decoder.": decoder, "restoration.": restoration}
         self.decoder.requires_grad_(decoder > 0)
-        if adversarial:
+        self.restoration.requires_grad_(restoration > 0)
+        self.faithful, self.clean = (faithful, clean) if decoder else (0.0, 0.0)
+        if judged == "clean" and not self.clean:
+            raise InputError("an adversary of clean images needs some: give options clean and decoder")
+        if judged:
             self.adversary = Adversary(detail, strength, penalty, alone)
 
     def compiled(self) -> list[nn.Module]:
         """Everything but the discriminator, whose spectral norm changes its own buffers."""
-        return [*super().compiled(), self.decoder, self.features]
+        return [*super().compiled(), self.decoder, self.image_loss.features]
 
     def pace(self, name: str) -> float:
-        """The decoder has its own: it renders every patch, also those that take no step."""
-        return self.decoder_pace if name.startswith("autoencoder.decoder.") else 1.0
+        """Decoder and restoration module have their own: they serve every patch, also those that take no step."""
+        return next((pace for part, pace in self.paces.items() if name.startswith(part)), 1.0)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
-        """Image, latent, perceptual and adversarial loss of an estimate in mid-path, and the discriminator's own."""
-        lr, restored, target = self.restored(batch, generator)
-        y, x = self.cut(restored.latent), self.cut(target)
-        condition, prompt = self.condition(restored, lr, y, batch, generator)
+        """Loss of the decoded images, whatever they are decoded from, and of the latents of those that are sampled."""
+        lr, degraded, target = self.pair(batch, generator)
+        restored = self.restoration(degraded, lr)
+        clean, plain = (round(share * len(lr)) for share in (self.clean, self.clean + self.faithful))
+        known = Restored(*(values[plain:].detach() for values in restored))
+        y, x = self.cut(known.latent), self.cut(target[plain:])
+        condition, prompt = self.condition(known, lr[plain:], y, batch.sources[plain:], generator)
         estimate = self._roll_out(y, condition, prompt, generator)
 
-        rows, cols = (side // self.pipeline.sampling.patch_size for side in restored.latent.shape[2:])
-        joined = fold(estimate, rows, cols, self.pipeline.sampling.patch_size)
-        plain = round(self.faithful * len(lr))
-        joined = torch.cat((restored.latent[:plain].to(joined.dtype), joined[plain:]))
-        decoded = judged = self.autoencoder.decode(joined, lr).float()
-        if self.adversary is not None:
-            decoded, judged = balance_gradients(decoded, self.adversary.strength())
-        pixel = F.l1_loss(decoded, batch.images)
-        latent = F.l1_loss(estimate.float(), x.float())
-        perceived = perceptual_loss(self.features, decoded, batch.images, generator)
-        repeated = lattice_loss(decoded, batch.images, self.autoencoder.factor)
-        mse = (decoded.detach().clamp(0, 1) - batch.images).square().mean(dim=(1, 2, 3))
-        psnr = -10 * mse.clamp(min=1e-7).log10()
-        loss = pixel + self.latent * latent + self.perceptual * perceived.mean() + self.lattice * repeated
-        logs = {
-            "l1": pixel,
-            "latent": latent,
-            "perceptual": perceived[plain:].mean(),
-            "lattice": repeated,
-            "psnr": psnr[plain:].mean(),
-            "detail": detail_ratio(decoded[plain:], batch.images[plain:]),
-        }
-        if plain:
-            logs |= {"psnr_faithful": psnr[:plain].mean(), "perceptual_faithful": perceived[:plain].mean()}
-        if self.adversary is None:
-            return loss, logs
-        if self.decoder_pace:
-            real = batch.images
-        else:
+        rows, cols = (side // self.pipeline.sampling.patch_size for side in target.shape[2:])
+        sampled = fold(estimate, rows, cols, self.pipeline.sampling.patch_size)
+        latents = {"clean": target[:clean], "restored": restored.latent[clean:plain], "sampled": sampled}
+        latents = {kind: latent.to(target.dtype) for kind, latent in latents.items() if len(latent)}
+        decoded = self.autoencoder.decode(torch.cat(list(latents.values())), lr)
+        kinds = dict(zip(latents, decoded.split([len(latent) for latent in latents.values()]), strict=True))
+        real = None
+        if self.adversary is not None and not self.paces["autoencoder.decoder."]:
             with torch.no_grad():
                 real = self.autoencoder.decode(target, lr).float()
-        rivalry, more = self.adversary(judged[plain:], real[plain:], generator)
-        self.adversary.feel(logs["detail"])
-        return loss + rivalry, logs | more
+        loss, logs = self.image_loss(kinds, batch.images, generator, self.adversary, real)
+        error = F.l1_loss(estimate.float(), x.float())
+        loss, logs = loss + self.latent * error, logs | {"latent": error}
+        if self.paces["restoration."]:
+            own, more = restoration_loss(restored, target)
+            loss, logs = loss + own, logs | {f"{name}_latent": value for name, value in more.items()}
+        return loss, logs
 
     def _roll_out(self, y: Tensor, condition: Tensor, prompt: Tensor, generator: torch.Generator) -> Tensor:
         """The estimate of x_0 at a random step of a random path, with gradient through that step alone."""

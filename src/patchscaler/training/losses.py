@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchscaler.features import EfficientNetFeatures, feature_distance
+from patchscaler.models.restoration import Restored
 from patchscaler.sampling.patches import unfold
 
 
@@ -22,6 +23,24 @@ def confidence_loss(confidence: Tensor, squared_error: Tensor, eta: float) -> Te
         eta: squared error at which confidence reaches 1.
     """
     return (confidence * squared_error - eta * confidence.clamp(min=1e-6).log()).mean()
+
+
+def restoration_loss(
+    restored: Restored, target: Tensor, weight: float = 0.5, eta: float = 0.1
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """|y - x|_1 + weight * (C |y - x|^2 - eta log C), and what to log (paper section 3.2).
+
+    Args:
+        restored: y_0 (B, c, H, W) and C (B, 1, H, W).
+        target: x_HR (B, c, H, W).
+        weight: lambda, weight of the confidence term.
+        eta: squared latent error at which confidence reaches 1.
+    """
+    error = restored.latent.float() - target.float()
+    squared = error.detach().square().mean(dim=1, keepdim=True)
+    confidence = restored.confidence.float()
+    loss = error.abs().mean() + weight * confidence_loss(confidence, squared, eta)
+    return loss, {"l1": error.abs().mean(), "l2": squared.mean(), "confidence": confidence.mean()}
 
 
 def contrastive_loss(

@@ -8,18 +8,13 @@ from torch import Tensor, nn
 
 from patchscaler.data.dataset import Batch, TileSet
 from patchscaler.data.degradation import Degradation
+from patchscaler.errors import InputError
 from patchscaler.features import EfficientNetFeatures
-from patchscaler.models.restoration import Restored
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.training.adversary import Adversary
 from patchscaler.training.draws import normal_like, uniform
-from patchscaler.training.losses import (
-    balance_gradients,
-    confidence_loss,
-    detail_ratio,
-    lattice_loss,
-    perceptual_loss,
-)
+from patchscaler.training.image_loss import ImageLoss
+from patchscaler.training.losses import perceptual_loss, restoration_loss
 from patchscaler.training.stage import Logs, Stage, compact, encoders
 
 
@@ -132,7 +127,7 @@ class RestorationStage(Stage):
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
         """Restoration and confidence loss."""
         lr, latent, target = self.pair(batch, generator)
-        loss, logs = _restoration_loss(self.restoration(latent, lr), target, self.weight, self.eta)
+        loss, logs = restoration_loss(self.restoration(latent, lr), target, self.weight, self.eta)
         return loss, {"before": (latent.float() - target.float()).square().mean(), **logs}
 
 
@@ -152,6 +147,9 @@ class DecoderStage(Stage):
             image; None: there is no adversary. What is decoded from y_0 stays faithful: texture that a latent
             does not hold is for the denoiser to find.
         strength, alone: further arguments of the adversary.
+
+    Raises:
+        InputError: there is to be an adversary and no share for it to judge.
     """
 
     def __init__(
@@ -171,67 +169,37 @@ class DecoderStage(Stage):
         super().__init__(pipeline, tiles, degradation)
         self.autoencoder = compact(pipeline)
         self.restoration = pipeline.restoration
-        self.features = EfficientNetFeatures("lite0")
-        self.perceptual, self.clean, self.bare, self.lattice = perceptual, clean, bare, lattice
+        self.image_loss = ImageLoss(perceptual, lattice, judged="clean")
+        self.clean, self.bare = clean, bare
         self.restoration_pace = restoration
         self.freeze_all_but(self.autoencoder.decoder, *([self.restoration] if restoration else []))
+        if detail is not None and not clean:
+            raise InputError(
+                "an adversary of the decoder needs images decoded from x_HR: give the option clean"
+            )
         if detail is not None:
             self.adversary = Adversary(detail, strength, alone=alone)
 
     def compiled(self) -> list[nn.Module]:
         """Everything but the discriminator, whose spectral norm changes its own buffers."""
-        return [self.autoencoder.encoder, self.autoencoder.decoder, self.restoration, self.features]
+        features = self.image_loss.features
+        return [self.autoencoder.encoder, self.autoencoder.decoder, self.restoration, features]
 
     def pace(self, name: str) -> float:
         """The restoration module has its own."""
         return self.restoration_pace if name.startswith("restoration.") else 1.0
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
-        """Reconstruction loss of the decoded latents, and of the latents if the restoration module learns."""
+        """Loss of the decoded latents, and of the latents if the restoration module learns."""
         lr, degraded, target = self.pair(batch, generator)
         restored = self.restoration(degraded, lr)
         bare, clean = round(self.bare * len(lr)), round((self.bare + self.clean) * len(lr))
+        decoded = {"bare": self.autoencoder.decode(target[:bare])} if bare else {}
         latent = torch.cat((target[bare:clean], restored.latent[clean:]))
-        decoded = self.autoencoder.decode(latent, lr[bare:]).float()
-        judged = decoded[: clean - bare]
-        if self.adversary is not None:
-            balanced, judged = balance_gradients(judged, self.adversary.strength())
-            decoded = torch.cat((balanced, decoded[clean - bare :]))
-        if bare:
-            decoded = torch.cat((self.autoencoder.decode(target[:bare]).float(), decoded))
-        error = F.l1_loss(decoded, batch.images)
-        perceived = perceptual_loss(self.features, decoded, batch.images, generator)
-        repeated = lattice_loss(decoded, batch.images, self.autoencoder.factor)
-        mse = (decoded.detach().clamp(0, 1) - batch.images).square().mean(dim=(1, 2, 3))
-        psnr = -10 * mse.clamp(min=1e-7).log10()
-        logs = {
-            "l1": error,
-            "perceptual_clean": perceived[bare:clean].mean(),
-            "perceptual": perceived[clean:].mean(),
-            "lattice": repeated,
-            "psnr_clean": psnr[bare:clean].mean(),
-            "psnr": psnr[clean:].mean(),
-        }
-        if bare:
-            logs["psnr_bare"] = psnr[:bare].mean()
-        loss = error + self.perceptual * perceived.mean() + self.lattice * repeated
+        sharp, coarse = self.autoencoder.decode(latent, lr[bare:]).split((clean - bare, len(lr) - clean))
+        decoded |= ({"clean": sharp} if len(sharp) else {}) | {"restored": coarse}
+        loss, logs = self.image_loss(decoded, batch.images, generator, self.adversary)
         if self.restoration_pace:
-            own, more = _restoration_loss(restored, target)
+            own, more = restoration_loss(restored, target)
             loss, logs = loss + own, logs | {f"{name}_latent": value for name, value in more.items()}
-        if self.adversary is not None:
-            rivalry, more = self.adversary(judged, batch.images[bare:clean], generator)
-            detail = detail_ratio(decoded[bare:clean], batch.images[bare:clean])
-            self.adversary.feel(detail)
-            loss, logs = loss + rivalry, logs | more | {"detail_clean": detail}
         return loss, logs
-
-
-def _restoration_loss(
-    restored: Restored, target: Tensor, weight: float = 0.5, eta: float = 0.1
-) -> tuple[Tensor, Logs]:
-    """|y - x|_1 + weight * (C |y - x|^2 - eta log C), the squared error detached."""
-    error = restored.latent.float() - target.float()
-    squared = error.detach().square().mean(dim=1, keepdim=True)
-    confidence = restored.confidence.float()
-    loss = error.abs().mean() + weight * confidence_loss(confidence, squared, eta)
-    return loss, {"l1": error.abs().mean(), "l2": squared.mean(), "confidence": confidence.mean()}
