@@ -117,7 +117,7 @@ class FinetuneStage(DiffusionStage):
         loss, logs = loss + self.latent * error, logs | {"latent": error}
         if self.paces["restoration."]:
             own, more = restoration_loss(restored, target)
-            loss, logs = loss + own, logs | {f"{name}_latent": value for name, value in more.items()}
+            loss, logs = loss + own, logs | more
         return loss, logs
 
     def _roll_out(self, y: Tensor, condition: Tensor, prompt: Tensor, generator: torch.Generator) -> Tensor:

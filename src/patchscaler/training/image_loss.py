@@ -44,7 +44,8 @@ class ImageLoss(nn.Module):
             real: what it compares that with instead of the truth.
         """
         kinds = {kind: images.float() for kind, images in decoded.items()}
-        truths = dict(zip(kinds, truth.split([len(images) for images in kinds.values()]), strict=True))
+        sizes = [len(images) for images in kinds.values()]
+        truths = dict(zip(kinds, truth.split(sizes), strict=True))
         judged = kinds.get(self.judged)
         if adversary is not None and judged is not None:
             kinds[self.judged], judged = balance_gradients(judged, adversary.strength())
@@ -56,7 +57,6 @@ class ImageLoss(nn.Module):
         mse = (images.detach().clamp(0, 1) - truth).square().mean(dim=(1, 2, 3))
         psnr = -10 * mse.clamp(min=1e-7).log10()
         logs = {"l1": pixel, "lattice": repeated}
-        sizes = [len(values) for values in kinds.values()]
         for kind, distances, decibels in zip(kinds, perceived.split(sizes), psnr.split(sizes), strict=True):
             logs |= {f"perceptual_{kind}": distances.mean(), f"psnr_{kind}": decibels.mean()}
             logs[f"detail_{kind}"] = detail_ratio(kinds[kind], truths[kind])

@@ -40,7 +40,8 @@ def restoration_loss(
     squared = error.detach().square().mean(dim=1, keepdim=True)
     confidence = restored.confidence.float()
     loss = error.abs().mean() + weight * confidence_loss(confidence, squared, eta)
-    return loss, {"l1": error.abs().mean(), "l2": squared.mean(), "confidence": confidence.mean()}
+    logs = {"latent_l1": error.abs().mean(), "latent_l2": squared.mean(), "confidence": confidence.mean()}
+    return loss, logs
 
 
 def contrastive_loss(

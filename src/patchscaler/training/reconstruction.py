@@ -201,5 +201,5 @@ class DecoderStage(Stage):
         loss, logs = self.image_loss(decoded, batch.images, generator, self.adversary)
         if self.restoration_pace:
             own, more = restoration_loss(restored, target)
-            loss, logs = loss + own, logs | {f"{name}_latent": value for name, value in more.items()}
+            loss, logs = loss + own, logs | more
         return loss, logs
