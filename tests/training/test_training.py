@@ -16,6 +16,7 @@ from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.sampling.grouping import Plan
 from patchscaler.storage import key_space
 from patchscaler.training.loop import train
+from patchscaler.training.losses import restoration_loss
 from patchscaler.training.recipe import Recipe
 from patchscaler.training.stages import STAGES
 from patchscaler.training.texture import held_out
@@ -246,6 +247,38 @@ def test_a_batch_too_small_for_its_shares_goes_without_an_adversary(make_pipelin
     )
     train(make_pipeline(), tiles, recipe, tmp_path)
     train(make_pipeline(), tiles, recipe, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(("path", "learns"), [((1.0, 0), False), ((0.5, 2), True)])
+def test_a_patch_that_takes_no_step_teaches_the_denoiser_nothing(path, learns, make_pipeline, tiles):
+    pipeline = make_pipeline()
+    stage = STAGES["finetune"](pipeline, tiles, Degradation(), paths=(path,), judged=None, decoder=0.0)
+    batch = tiles.sample(2, 128, torch.Generator().manual_seed(0))
+    loss, logs = stage(batch, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert loss.isfinite() and logs["latent"] > 0
+    gradients = [p.grad for p in pipeline.patch_dit.parameters() if p.grad is not None]
+    assert any(bool(gradient.any()) for gradient in gradients) == learns
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+def test_sampled_images_teach_the_restoration_module_but_not_its_confidence(make_pipeline, tiles):
+    pipeline = make_pipeline()
+    options = {"judged": None, "faithful": 0.0, "restoration": 1.0}
+    stage = STAGES["finetune"](pipeline, tiles, Degradation(), **options)
+    batch = tiles.sample(2, 128, torch.Generator().manual_seed(0))
+
+    def gradients(loss):
+        pipeline.restoration.zero_grad()
+        loss.backward()
+        parts = pipeline.restoration.to_latent, pipeline.restoration.to_confidence
+        return [torch.cat([p.grad.flatten() for p in part.parameters()]) for part in parts]
+
+    latent, confidence = gradients(stage(batch, torch.Generator().manual_seed(0))[0])
+    lr, degraded, target = stage.pair(batch, torch.Generator().manual_seed(0))
+    own, own_confidence = gradients(restoration_loss(pipeline.restoration(degraded, lr), target)[0])
+    assert not torch.allclose(latent, own, rtol=0.01)
+    torch.testing.assert_close(confidence, own_confidence)
 
 
 def test_a_frozen_decoder_stays_as_it_is(make_pipeline, tiles, tmp_path):

@@ -33,14 +33,15 @@ class FinetuneStage(DiffusionStage):
 
     Args:
         pipeline, tiles, degradation, drop_prompt: as in `DiffusionStage`.
-        paths: pairs (T, N); each patch draws one.
+        paths: pairs (T, N); each patch draws one. With N = 0 it stays y_0, beside neighbours that do not.
         latent, perceptual, lattice: weights beside the L1 of the decoded image.
         judged: what an adversary judges: images that are "sampled", or "clean", decoded from x_HR; None: there is none.
         detail, strength, penalty, alone: its arguments.
         decoder: pace of the decoder, the denoiser's being 1; 0 leaves it as it is. If it learns, what counts as real
             is the image, else the decoded x_HR: the discriminator is to see what those who learn do wrong, not what a
             frozen decoder does.
-        restoration: pace of the restoration module; if it learns, the loss of its own stage is added.
+        restoration: pace of the restoration module; if it learns, the loss of its own stage is added to what it is told
+            by all images. Its confidence hears of its own loss alone.
         faithful, clean: shares of the images decoded from y_0 and from x_HR, if the decoder learns.
 
     Raises:
@@ -97,7 +98,8 @@ class FinetuneStage(DiffusionStage):
         lr, degraded, target = self.pair(batch, generator)
         restored = self.restoration(degraded, lr)
         clean, plain = (round(share * len(lr)) for share in (self.clean, self.clean + self.faithful))
-        known = Restored(*(values[plain:].detach() for values in restored))
+        latent, confidence, features = (values[plain:] for values in restored)
+        known = Restored(latent, confidence.detach(), features)
         y, x = self.cut(known.latent), self.cut(target[plain:])
         condition, prompt = self.condition(known, lr[plain:], y, batch.sources[plain:], generator)
         estimate = self._roll_out(y, condition, prompt, generator)
@@ -124,6 +126,8 @@ class FinetuneStage(DiffusionStage):
         """The estimate of x_0 at a random step of a random path, with gradient through that step alone."""
         drawn = (uniform(len(y), generator) * len(self.paths)).long()
         start, steps = self.paths[drawn].unbind(1)
+        still = (steps == 0).view(-1, 1, 1, 1)
+        steps = steps.clamp(min=1)
         before = (uniform(len(y), generator) * steps).floor()
         state = start_state(y.float(), normal_like(y, generator).float(), start)
         shortcut = self.pipeline.sampling.shortcut
@@ -136,4 +140,5 @@ class FinetuneStage(DiffusionStage):
                 ahead = solver_step(state, x.float(), y.float(), timestep, following, start, shortcut)
                 state = torch.where(moving.view(-1, 1, 1, 1), ahead, state)
         timestep = start * (steps - before) / steps
-        return self.denoiser(state.to(y.dtype), y, condition, prompt, timestep, start)
+        estimate = self.denoiser(state.to(y.dtype), y, condition, prompt, timestep, start)
+        return torch.where(still, y.to(estimate.dtype), estimate)
