@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -42,7 +43,8 @@ class FinetuneStage(DiffusionStage):
             frozen decoder does.
         restoration: pace of the restoration module; if it learns, the loss of its own stage is added to what it is told
             by all images. Its confidence hears of its own loss alone.
-        faithful, clean: shares of the images decoded from y_0 and from x_HR, if the decoder learns.
+        faithful, clean, bare: shares of the images decoded from y_0, from x_HR, and from x_HR without the LR image, if
+            the decoder learns.
 
     Raises:
         InputError: an adversary is to judge clean images, and there are none.
@@ -68,6 +70,7 @@ class FinetuneStage(DiffusionStage):
         restoration: float = 0.0,
         faithful: float = 0.25,
         clean: float = 0.0,
+        bare: float = 0.0,
         drop_prompt: float = 0.15,
     ) -> None:
         super().__init__(pipeline, tiles, degradation, drop_prompt=drop_prompt)
@@ -79,8 +82,8 @@ class FinetuneStage(DiffusionStage):
         self.paces = {"autoencoder.decoder.": decoder, "restoration.": restoration}
         self.decoder.requires_grad_(decoder > 0)
         self.restoration.requires_grad_(restoration > 0)
-        self.faithful, self.clean = (faithful, clean) if decoder else (0.0, 0.0)
-        if judged == "clean" and not self.clean:
+        self.shares = (bare, clean, faithful) if decoder else (0.0, 0.0, 0.0)
+        if judged == "clean" and not self.shares[1]:
             raise InputError("an adversary of clean images needs some: give options clean and decoder")
         if judged:
             self.adversary = Adversary(detail, strength, penalty, alone)
@@ -97,7 +100,7 @@ class FinetuneStage(DiffusionStage):
         """Loss of the decoded images, whatever they are decoded from, and of the latents of those that are sampled."""
         lr, degraded, target = self.pair(batch, generator)
         restored = self.restoration(degraded, lr)
-        clean, plain = (round(share * len(lr)) for share in (self.clean, self.clean + self.faithful))
+        bare, clean, plain = (round(share * len(lr)) for share in accumulate(self.shares))
         latent, confidence, features = (values[plain:] for values in restored)
         known = Restored(latent, confidence.detach(), features)
         y, x = self.cut(known.latent), self.cut(target[plain:])
@@ -106,10 +109,11 @@ class FinetuneStage(DiffusionStage):
 
         rows, cols = (side // self.pipeline.sampling.patch_size for side in target.shape[2:])
         sampled = fold(estimate, rows, cols, self.pipeline.sampling.patch_size)
-        latents = {"clean": target[:clean], "restored": restored.latent[clean:plain], "sampled": sampled}
+        latents = {"clean": target[bare:clean], "restored": restored.latent[clean:plain], "sampled": sampled}
         latents = {kind: latent.to(target.dtype) for kind, latent in latents.items() if len(latent)}
-        decoded = self.autoencoder.decode(torch.cat(list(latents.values())), lr)
-        kinds = dict(zip(latents, decoded.split([len(latent) for latent in latents.values()]), strict=True))
+        decoded = self.autoencoder.decode(torch.cat(list(latents.values())), lr[bare:])
+        kinds = {"bare": self.autoencoder.decode(target[:bare])} if bare else {}
+        kinds |= zip(latents, decoded.split([len(latent) for latent in latents.values()]), strict=True)
         real = None
         if self.adversary is not None and not self.paces["autoencoder.decoder."]:
             with torch.no_grad():
