@@ -1,7 +1,7 @@
 """Attention over the few tokens of a patch in one kernel, the normalisation of queries and keys included.
 
 With 64 tokens a head fits on a processor whole: queries, keys and values are read once and the result is written
-once, where separate kernels pass over memory six times. It is called from compiled code alone: Triton comes with it.
+once, half of what separate kernels read and write. It is called from compiled code alone: Triton comes with it.
 """
 
 # ruff: noqa: ANN001, ANN202  (a kernel takes pointers and numbers)
