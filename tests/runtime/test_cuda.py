@@ -1,20 +1,23 @@
 """What holds on a GPU alone; skipped without one."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path as FilePath
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from patchscaler.evaluation import ablation
+from patchscaler.models.blocks import FeedForward, PointwiseConv
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.runtime.runner import CudaCapture, Runner, run_plainly
-from patchscaler.sampling.engine import PatchSet, sample_patches
+from patchscaler.sampling.engine import PatchSet, prepare_batch, sample_patches, step_batch
 from patchscaler.sampling.grouping import Path, Plan, patch_quality
-from patchscaler.sampling.patches import fold
-from patchscaler.stages import batch_sizes
+from patchscaler.sampling.patches import fold, unfold
+from patchscaler.stages import batch_sizes, condition_part, decode_part, encode_part
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 LEVEL = 1 / 255
@@ -75,6 +78,58 @@ def test_compiled_code_gives_what_kernels_give(on_gpu, images):
     for _ in range(3):
         assert float((on_gpu(images[0], plan=PLAN).image - expected).abs().max()) <= LEVEL
     assert on_gpu.runner.seconds["compile"] > 0
+
+
+@torch.inference_mode()
+def test_each_part_compiled_gives_what_it_gives_as_it_is(on_gpu, photo):
+    """One by one: in the sum of all a part that is wrong in a few places could pass."""
+    dit, compiled = on_gpu.patch_dit, Runner(on_gpu.device, compile=True)
+
+    def agreed(name, part, *inputs):
+        expected = part(*inputs)
+        for _ in range(3):  # as it is, captured, replayed
+            for one, other in zip(compiled(name, part, *inputs), expected, strict=True):
+                torch.testing.assert_close(one.float(), other.float(), atol=0.02, rtol=0.02)
+        return expected
+
+    lr = photo[None, :, :64, :64].cuda().half().contiguous(memory_format=torch.channels_last)
+    (latent,) = agreed("encode", partial(encode_part, on_gpu), lr)
+    _, condition, _ = agreed("condition", partial(condition_part, on_gpu), latent, lr)
+    patches = unfold(condition, 16, 16)
+    count = len(patches)
+    start, steps = (torch.full((count,), value, device="cuda") for value in (0.9, 2.0))
+    seed, row, col = torch.tensor([[-1] * count, range(count), range(count)], device="cuda")
+    prepare = partial(prepare_batch, dit, on_gpu.make_prompt)
+    state, tokens, prompt = agreed("prepare", prepare, patches, start, seed, row, col)
+    y = patches[:, : dit.latent_channels].contiguous()
+    step = partial(step_batch, dit, on_gpu.sampling.shortcut)
+    agreed("step", step, prompt, steps[0], state, y, tokens, start, steps)
+    agreed("decode", partial(decode_part, on_gpu), latent, lr)
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(64, None), (48, None), (64, 49), (64, 1), (16, 97)])
+@torch.inference_mode()
+def test_attention_in_one_kernel_gives_what_several_give(tokens, length):
+    attend = pytest.importorskip("patchscaler.models.fused_attention").attend
+    query, key, value = torch.randn(3, 6, length or tokens, 5, 64, device="cuda", dtype=torch.float16)
+    query, scale = query.new_empty(6, tokens, 5, 64).normal_(), torch.rand(64, device="cuda").half() + 0.5
+    key_scale = None if length else scale.flip(0)
+    mixed = attend(query, key, value, scale, key_scale, 1e-6)
+    query = F.rms_norm(query.float(), (64,), scale.float(), 1e-6)
+    key = key.float() if key_scale is None else F.rms_norm(key.float(), (64,), key_scale.float(), 1e-6)
+    heads = (part.float().transpose(1, 2) for part in (query, key, value))
+    expected = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(mixed.float(), expected, atol=4e-3, rtol=4e-3)
+
+
+@torch.inference_mode()
+def test_layers_that_add_their_bias_and_gelu_in_the_product_give_what_several_kernels_give():
+    torch.manual_seed(0)
+    maps = torch.randn(2, 24, 9, 7).contiguous(memory_format=torch.channels_last)
+    for layer, values in ((PointwiseConv(24, 40), maps), (FeedForward(64), torch.randn(3, 10, 64))):
+        expected = layer(values)
+        result = layer.cuda().half()(values.cuda().half())
+        torch.testing.assert_close(result.float().cpu(), expected, atol=4e-3, rtol=4e-3)
 
 
 def test_deterministic_results_are_the_same_to_the_bit(on_gpu, images):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from patchscaler.sampling.noise import patch_noise, to_word
+from patchscaler.sampling.noise import _mix, patch_noise, to_word
 from patchscaler.sampling.schedule import mid_state, noise_level, signal, solver_step, start_state
 
 
@@ -69,3 +69,44 @@ def test_noise_depends_on_seed_and_place_only():
     for other in others:
         correlation = float((alone * other).mean())
         assert abs(correlation) < 5 / alone.numel() ** 0.5
+
+
+def mixed(word):
+    """`lowbias32` as it is published, in whole numbers that do not overflow."""
+    word %= 2**32
+    word = (word ^ word >> 16) * 0x7FEB352D % 2**32
+    word = (word ^ word >> 15) * 0x846CA68B % 2**32
+    return word ^ word >> 16
+
+
+def test_noise_is_made_of_the_published_words_to_the_bit():
+    words = [
+        0,
+        1,
+        2**31 - 1,
+        2**31,
+        2**32 - 1,
+        0x7FEB352D,
+        0x846CA68B,
+        2**32,
+        2**63 - 1,
+        -1,
+        -(2**31),
+        -(2**63),
+    ]
+    assert _mix(torch.tensor(words)).tolist() == [mixed(word) for word in words]
+    for seed, row, col in (
+        (0, 0, 0),
+        (-1, 2**31, 7),
+        (2**63 - 1, 2**32 - 1, 2**40),
+        (-(2**63), 5, 2**31 - 1),
+    ):
+        key = seed % 2**32
+        for word in (seed % 2**64 >> 32, row, col):
+            key = mixed(key ^ mixed(word + 0x9E3779B9))
+        bits = torch.tensor([mixed(key ^ mixed(counter + 0x85EBCA6B)) for counter in range(4096)])
+        uniform = ((bits >> 8).float() + 0.5) / 2**24
+        radius, angle = (-2 * uniform[:2048].log()).sqrt(), 2 * torch.pi * uniform[2048:]
+        place = (torch.tensor([number]) for number in (seed, row, col))
+        noise = patch_noise(*place, (16, 16, 16))
+        assert torch.equal(noise.flatten(), torch.cat((radius * angle.cos(), radius * angle.sin())))

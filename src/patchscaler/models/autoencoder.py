@@ -8,7 +8,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from patchscaler.models.blocks import PixelShuffle, PixelUnshuffle, ResBlock, zeroed
+from patchscaler.models.blocks import PixelShuffle, PixelUnshuffle, PointwiseConv, ResBlock, zeroed
 
 _VALUES = 8
 """Maps of a block's width that are alive at once, the workspace of convolutions included; measured."""
@@ -45,7 +45,7 @@ class Decoder(nn.Module):
         self.eighth = nn.Sequential(
             nn.Conv2d(latent_channels, eighth, 3, padding=1),
             *(ResBlock(eighth) for _ in range(blocks[1])),
-            nn.Conv2d(eighth, 4 * quarter, 1),
+            PointwiseConv(eighth, 4 * quarter),
             PixelShuffle(2),
         )
         self.lr_skip = nn.Sequential(

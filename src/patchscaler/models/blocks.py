@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_EPS = 1e-6
+
 
 class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of (B, C, H, W) at each position; free of copies in channels-last memory."""
@@ -19,6 +21,19 @@ class ChannelNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, H, W) over C."""
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class PointwiseConv(nn.Conv2d):
+    """1x1 convolution; on a GPU a matrix product, which adds the bias itself and saves a pass over the result."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, in, H, W) to (B, out, H, W), without a copy in channels-last memory."""
+        if not _infers_in_half(self.weight):
+            return super().forward(input)
+        return F.linear(input.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class PixelShuffle(nn.PixelShuffle):
@@ -64,12 +79,12 @@ class GatedBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm1 = ChannelNorm(channels)
-        self.expand = nn.Conv2d(channels, 2 * channels, 1)
+        self.expand = PointwiseConv(channels, 2 * channels)
         self.depthwise = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
-        self.project = zeroed(nn.Conv2d(channels, channels, 1))
+        self.project = zeroed(PointwiseConv(channels, channels))
         self.norm2 = ChannelNorm(channels)
-        self.feed = nn.Conv2d(channels, 2 * channels, 1)
-        self.out = zeroed(nn.Conv2d(channels, channels, 1))
+        self.feed = PointwiseConv(channels, 2 * channels)
+        self.out = zeroed(PointwiseConv(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
@@ -85,8 +100,8 @@ class Attention(nn.Module):
         self.heads = heads
         self.to_query = nn.Linear(width, width)
         self.to_key_value = nn.Linear(context_width or width, 2 * width)
-        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6)
-        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6)
+        self.query_norm = nn.RMSNorm(width // heads, eps=_EPS)
+        self.key_norm = nn.RMSNorm(width // heads, eps=_EPS)
         self.project = nn.Linear(width, width)
 
     def key_value(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,10 +111,24 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, key_value: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Attend from tokens (n, T, width) to `key_value`, or to themselves."""
+        if torch.compiler.is_compiling() and _infers_in_half(self.to_query.weight):
+            length = x.shape[1] if key_value is None else key_value[0].shape[2]
+            if max(x.shape[1], length) <= 128 and x.shape[2] // self.heads in (16, 32, 64, 128):
+                return self.project(self._attend_in_one_kernel(x, key_value))
         key, value = key_value or self.key_value(x)
         query = self.query_norm(self.to_query(x).unflatten(-1, (self.heads, -1))).to(key.dtype)
         mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key, value)
         return self.project(mixed.transpose(1, 2).flatten(2))
+
+    def _attend_in_one_kernel(self, x: Tensor, key_value: tuple[Tensor, Tensor] | None) -> Tensor:
+        from patchscaler.models.fused_attention import attend  # needs Triton, which compiles the rest
+
+        query = self.to_query(x).unflatten(-1, (self.heads, -1))
+        if key_value is None:
+            key, value = self.to_key_value(x).unflatten(-1, (2, self.heads, -1)).unbind(2)
+            return attend(query, key, value, self.query_norm.weight, self.key_norm.weight, _EPS)
+        key, value = (part.transpose(1, 2) for part in key_value)
+        return attend(query, key, value, self.query_norm.weight, None, _EPS)
 
 
 class FeedForward(nn.Sequential):
@@ -109,6 +138,15 @@ class FeedForward(nn.Sequential):
         super().__init__(
             nn.Linear(width, expansion * width), nn.GELU("tanh"), nn.Linear(expansion * width, width)
         )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(n, T, width) to the same shape; where no gradient is wanted the first product applies the GELU itself."""
+        widen, _, narrow = self
+        if not _infers_in_half(widen.weight):
+            return super().forward(input)
+        rows, weight = input.flatten(0, -2), widen.weight.t()
+        hidden = torch._addmm_activation(widen.bias, rows, weight, use_gelu=True)
+        return narrow(hidden).unflatten(0, input.shape[:-1])
 
 
 def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
@@ -120,10 +158,15 @@ def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
 
 
 def sinusoidal_embedding(values: Tensor, width: int) -> Tensor:
-    """Sines and cosines (n, width) of values (n,) in [0, 1], frequencies spaced from 1 to 1,000."""
+    """Sines and cosines (..., width) of values (...) in [0, 1], frequencies spaced from 1 to 1,000."""
     frequencies = torch.exp(torch.linspace(0, math.log(1000.0), width // 2, device=values.device))
-    angles = values.float()[:, None] * frequencies
-    return torch.cat((angles.sin(), angles.cos()), dim=1)
+    angles = values.float()[..., None] * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+def _infers_in_half(weight: Tensor) -> bool:
+    """Whether a layer runs on a GPU in half precision without gradients; training keeps its weights in float32."""
+    return weight.is_cuda and weight.dtype.itemsize == 2 and not torch.is_grad_enabled()
 
 
 def _gate(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from patchscaler.models.blocks import (
     Attention,
     FeedForward,
     PixelUnshuffle,
+    PointwiseConv,
     ResBlock,
     sinusoidal_embedding,
     zeroed,
@@ -39,7 +40,7 @@ class ConditionStem(nn.Module):
             nn.Conv2d(latent_channels + 1 + 3 * lr_fold**2 + feature_channels, width, 3, padding=1),
             ResBlock(width),
             ResBlock(width),
-            nn.Conv2d(width, out, 1),
+            PointwiseConv(width, out),
         )
 
     def forward(self, restored: Restored, lr: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class PatchDiT(ModelMixin, ConfigMixin):
             timestep: t (n,) in [0, 1].
             start: T (n,), the timestep at which each patch's path began.
         """
-        times = torch.cat((sinusoidal_embedding(timestep, 256), sinusoidal_embedding(start, 256)), dim=1)
+        times = sinusoidal_embedding(torch.stack((timestep, start), dim=1), 256).flatten(1)
         time = self.time(times.to(condition.dtype))
         modulation = self.modulation(time).unflatten(-1, (6, -1))
         tokens = self.embed(tokenize(x, self.token_size)) + condition

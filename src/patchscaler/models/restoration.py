@@ -11,7 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from patchscaler.models.blocks import GatedBlock, PixelShuffle, PixelUnshuffle, zeroed
+from patchscaler.models.blocks import GatedBlock, PixelShuffle, PixelUnshuffle, PointwiseConv, zeroed
 
 
 class Restored(NamedTuple):
@@ -59,7 +59,7 @@ class RestorationModule(ModelMixin, ConfigMixin):
         self.down = nn.ModuleList(_stack(width, count) for width, count in zip(widths, blocks, strict=True))
         self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
         self.grow = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(coarse, 4 * fine, 1), PixelShuffle(2)) for fine, coarse in pairs
+            nn.Sequential(PointwiseConv(coarse, 4 * fine), PixelShuffle(2)) for fine, coarse in pairs
         )
         self.up = nn.ModuleList(
             _stack(width, count) for width, count in zip(widths[:-1], blocks, strict=False)

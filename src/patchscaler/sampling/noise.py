@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
+_GOLDEN, _COUNTER = -0x61C88647, -0x7A143595
+_FIRST, _SECOND = 0x7FEB352D, -0x7B935975
+"""Words as signed numbers: Triton holds what is computed from an index in int32, and products stay within int64."""
 
 
 def patch_noise(seed: Tensor, rows: Tensor, cols: Tensor, shape: Sequence[int]) -> Tensor:
@@ -22,10 +25,10 @@ def patch_noise(seed: Tensor, rows: Tensor, cols: Tensor, shape: Sequence[int]) 
     """
     key = seed & _MASK
     for word in (seed >> 32 & _MASK, rows, cols):
-        key = _mix(key ^ _mix(word + 0x9E3779B9))
+        key = _mix(key ^ _mix(word + _GOLDEN))
     half = math.prod(shape) // 2
     counter = torch.arange(2 * half, device=rows.device)
-    bits = _mix(key[:, None] ^ _mix(counter + 0x85EBCA6B))
+    bits = _mix(key[:, None] ^ _mix(counter + _COUNTER))
     uniform = ((bits >> 8).float() + 0.5) / 2**24
     radius = (-2 * uniform[:, :half].log()).sqrt()
     angle = 2 * math.pi * uniform[:, half:]
@@ -40,6 +43,6 @@ def to_word(seed: int) -> int:
 def _mix(x: Tensor) -> Tensor:
     """A bijection of 32-bit words held in int64 (`lowbias32` of Chris Wellons' hash prospector, public domain)."""
     x = x & _MASK
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
+    x = ((x ^ (x >> 16)) * _FIRST) & _MASK
+    x = ((x ^ (x >> 15)) * _SECOND) & _MASK
     return x ^ (x >> 16)
