@@ -27,7 +27,7 @@ from patchscaler.imaging.io import (
     write_photo,
     write_pixels,
 )
-from patchscaler.imaging.streaming import Spool
+from patchscaler.imaging.streaming import IN_MEMORY, Spool
 from patchscaler.imaging.tensors import eight_bits
 from patchscaler.jobs import Job
 from patchscaler.manifest import source_mark
@@ -181,11 +181,11 @@ def run_jobs(
 
 
 class Enlarged:
-    """An upscaled photograph that waits on disk to be written; leaving its `with` block removes what waits.
+    """An upscaled photograph that waits to be written; leaving its `with` block removes what waits.
 
     Attributes:
         task: what it was made from.
-        result: how it was made; the image is in a spool beside the output.
+        result: how it was made; the image is in a spool.
         start_up: seconds of "compile" and "capture" that fell into its call, if any; threads that share the model
             share them.
     """
@@ -250,10 +250,10 @@ class Enlarged:
     def _spool(self, pixels: np.ndarray) -> Spool:
         height, width, bands = pixels.shape
         scale, folder = self.model.scale, self.task.job.output.parent
+        shape = (scale * height, scale * width, bands)
+        in_memory = IN_MEMORY if self.task.call.memory_limit is None else 0
         try:
-            return self._stack.enter_context(
-                Spool(folder, (scale * height, scale * width, bands), pixels.dtype)
-            )
+            return self._stack.enter_context(Spool(folder, shape, pixels.dtype, in_memory))
         except OSError as error:
             self._stack.close()
             raise InputError(f"{folder}: {error.strerror}") from None

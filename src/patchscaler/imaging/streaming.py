@@ -23,6 +23,9 @@ from patchscaler.sampling.patches import fold, grid, unfold
 if TYPE_CHECKING:
     import pyvips
 
+IN_MEMORY = 2**26
+"""Bytes of the largest picture that waits in memory: 4729 x 4729 pixels of three times 8 bits."""
+
 
 class Canvas:
     """One image on its way through the pipeline; all tiles are rectangles of the latent map.
@@ -101,32 +104,48 @@ class Canvas:
 
 
 class Spool:
-    """Decoded pixels (height, width, bands) on disk, written by tiles, read by libvips as a stream.
+    """Decoded pixels (height, width, bands), written by tiles, read by libvips; all but small ones are on disk.
+
+    Mapping a new file into memory costs the system far more time than the pixels are worth.
 
     Args:
         folder: where the hidden file goes; it is removed at the end of the `with` block.
         shape: (height, width, bands).
         dtype: uint8 or uint16.
+        in_memory: bytes of the largest picture that stays in memory.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int], dtype: Any) -> None:
+    _pixels: np.ndarray | None
+
+    def __init__(
+        self, folder: Path, shape: tuple[int, int, int], dtype: Any, in_memory: int = IN_MEMORY
+    ) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.path = folder / f".patchscaler-{secrets.token_hex(6)}.part"
+        self.in_memory, self._pixels = in_memory, None
 
     def __enter__(self) -> Spool:
-        """Reserve the file; OSError if the folder cannot hold it."""
+        """Reserve the memory or the file; OSError if the folder cannot hold it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("wb") as file:
-            file.truncate(int(np.prod(self.shape)) * self.dtype.itemsize)
+        size = int(np.prod(self.shape)) * self.dtype.itemsize
+        if size <= self.in_memory:
+            self._pixels = np.empty(self.shape, self.dtype)
+        else:
+            with self.path.open("wb") as file:
+                file.truncate(size)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove the file."""
+        """Give the memory back, or remove the file."""
+        self._pixels = None
         self.path.unlink(missing_ok=True)
 
     def __setitem__(self, index: tuple[slice, slice], values: np.ndarray) -> None:
-        """Store a tile; only its rows are mapped into memory, and only for now."""
+        """Store a tile; only its rows of a file are mapped into memory, and only for now."""
         rows, cols = index
+        if self._pixels is not None:
+            self._pixels[rows, cols] = values
+            return
         width, bands = self.shape[1:]
         offset = rows.start * width * bands * self.dtype.itemsize
         band = np.memmap(self.path, self.dtype, "r+", offset, (rows.stop - rows.start, width, bands))
@@ -138,8 +157,11 @@ class Spool:
 
         height, width, bands = self.shape
         wide = self.dtype == np.uint16
+        interpretation = "rgb16" if wide else "srgb"
+        if self._pixels is not None:
+            return pyvips.Image.new_from_array(self._pixels, interpretation=interpretation)
         image = pyvips.Image.rawload(
             os.fspath(self.path), width, height, bands, format="ushort" if wide else "uchar",
-            interpretation="rgb16" if wide else "srgb",
+            interpretation=interpretation,
         )  # fmt: skip
         return image
