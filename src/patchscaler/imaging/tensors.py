@@ -119,9 +119,9 @@ def levels(pixels: Tensor, dtype: Any) -> np.ndarray:
 
 
 def _to_host(values: Tensor) -> np.ndarray:
-    """Values of a device; a GPU writes into page-locked memory several times as fast, and torch keeps that for the next.
+    """Values of a device, whose queue stands still meanwhile: into memory that a GPU reaches by itself, page-locked.
 
-    Meanwhile its queue stands still. What is too large for keeping goes the usual way.
+    torch keeps such memory for the next time, so what is large goes the usual way.
     """
     if values.device.type != "cuda" or values.nbytes > _PAGE_LOCKED:
         return values.cpu().numpy()
