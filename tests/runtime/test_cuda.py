@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from patchscaler.evaluation import ablation
+from patchscaler.imaging.tensors import levels
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.runtime.runner import CudaCapture, Runner, run_plainly
 from patchscaler.sampling.engine import PatchSet, sample_patches
@@ -75,6 +76,13 @@ def test_compiled_code_gives_what_kernels_give(on_gpu, images):
     for _ in range(3):
         assert float((on_gpu(images[0], plan=PLAN).image - expected).abs().max()) <= LEVEL
     assert on_gpu.runner.seconds["compile"] > 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pixels_come_to_the_host_as_they_are(dtype):
+    pixels = torch.rand(3, 40, 56, generator=torch.Generator().manual_seed(0)) * 1.2 - 0.1
+    for _ in range(3):  # into the same memory
+        assert np.array_equal(levels(pixels.cuda(), dtype), levels(pixels, dtype))
 
 
 def test_deterministic_results_are_the_same_to_the_bit(on_gpu, images):
