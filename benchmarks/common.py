@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -20,8 +21,7 @@ def photograph(size: int, number: int = 0) -> Tensor:
 
     How many steps a plan takes depends on the picture: noise or a flat area would mean nothing.
     """
-    files = sorted(file for file in EXAMPLES.iterdir() if file.suffix in (".png", ".jpg"))
-    photos = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    photos = _examples()
     side = min(min(photo.shape[:2]) for photo in photos)
     count = -(-size // side)
     rows = []
@@ -33,6 +33,12 @@ def photograph(size: int, number: int = 0) -> Tensor:
         )
     pixels = np.concatenate(rows)[:size, :size]
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+@functools.cache
+def _examples() -> list[np.ndarray]:
+    files = sorted(file for file in EXAMPLES.iterdir() if file.suffix in (".png", ".jpg"))
+    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
 
 
 Clock = Callable[[], float]

@@ -28,3 +28,19 @@ def test_a_record_tells_what_capturing_took_where_it_fell(make_pipeline, jobs):
     assert first == third == {}, "a shape is captured when it comes again, once"
     assert list(second) == ["capture"]
     assert second["capture"] >= 0
+
+
+@pytest.mark.parametrize("limit", [None, 2**40])
+def test_a_result_waits_in_memory_unless_that_is_limited(pipeline, jobs, tmp_path, limit):
+    waiting = []
+    (outcome,) = run_jobs(
+        jobs[:1],
+        [lambda: pipeline],
+        CallOptions(memory_limit=limit),
+        OutputOptions(),
+        progress=lambda state: waiting.extend(tmp_path.glob(".patchscaler-*.part")),
+    )
+    assert outcome.error is None
+    assert jobs[0].output.exists()
+    assert bool(waiting) == (limit is not None)
+    assert not list(tmp_path.glob(".patchscaler-*"))

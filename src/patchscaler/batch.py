@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import queue
 import threading
 import time
@@ -39,7 +40,16 @@ if TYPE_CHECKING:
     from patchscaler.result import Progress, ProgressCallback, UpscaleResult
 
 _AHEAD = 2
-"""Photographs read ahead, and results waiting to be written, per thread that computes."""
+"""Photographs read ahead."""
+
+_THREADS = 2
+"""Threads that share a GPU: it works for one while the others move pixels."""
+
+_WRITERS = 12
+"""Most photographs being written, per device; three quarters of the cores if that is less."""
+
+_IN_MEMORY = 2**26
+"""Bytes of the largest result that waits in memory: 4729 x 4729 pixels of 8 bits; larger ones wait on disk."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,10 @@ class Outcome:
     error: PatchScalerError | None = None
 
 
+Rooms = dict[bool, threading.Semaphore]
+"""Room for photographs in work or not yet written, for those whose results are in memory and for the others."""
+
+
 class _Stop(Exception):  # noqa: N818 - not an error
     """The run is being given up."""
 
@@ -107,6 +121,10 @@ def run_jobs(
     turn = threading.Lock()
     reading: list[tuple[Job, Future[Photo]]] = []
     coming = iter(jobs)
+    # Photographs in work or not yet written, per device: what bounds memory, and the disk for those that wait there.
+    large = _AHEAD * (_THREADS if call.memory_limit is None else 1)
+    cores = 3 * (os.cpu_count() or 1) // (4 * len(pipelines))
+    small = max(large, _THREADS + min(cores, _WRITERS))
 
     def watch(state: Progress) -> None:
         if stop.is_set():
@@ -134,9 +152,8 @@ def run_jobs(
         finally:
             room.release()
 
-    def work(load: Callable[[], PatchScalerPipeline], alone: bool) -> None:
-        """Take photographs until none is left; on a GPU a second thread keeps it busy while files are moved."""
-        room = threading.Semaphore(_AHEAD)
+    def work(load: Callable[[], PatchScalerPipeline], rooms: Rooms, alone: bool) -> None:
+        """Take photographs until none is left; on a GPU other threads keep it busy while files are moved."""
         try:
             while (item := next_job()) is not None:
                 job, coming_photo = item
@@ -149,7 +166,9 @@ def run_jobs(
                 model = load()
                 if alone and model.device.type == "cuda" and call.memory_limit is None:
                     alone = False
-                    devices.submit(work, load, alone)
+                    for _ in range(1, _THREADS):
+                        devices.submit(work, load, rooms, alone)
+                room = rooms[_in_memory(photo, call, model.scale)]
                 room.acquire()
                 try:
                     (enlarged,) = enlarge([Task(job, photo, call, output)], model, watch)
@@ -164,12 +183,13 @@ def run_jobs(
             outcomes.put(error)
 
     with (
-        ThreadPoolExecutor(2) as readers,
-        ThreadPoolExecutor(2 * _AHEAD) as writers,
-        ThreadPoolExecutor(2 * len(pipelines)) as devices,
+        ThreadPoolExecutor(_AHEAD, "read") as readers,
+        ThreadPoolExecutor(small * len(pipelines), "write") as writers,
+        ThreadPoolExecutor(_THREADS * len(pipelines), "device") as devices,
     ):
         for load in pipelines:
-            devices.submit(work, load, True)
+            rooms = {True: threading.Semaphore(small), False: threading.Semaphore(large)}
+            devices.submit(work, load, rooms, True)
         try:
             for _ in jobs:
                 outcome = outcomes.get()
@@ -181,11 +201,11 @@ def run_jobs(
 
 
 class Enlarged:
-    """An upscaled photograph that waits on disk to be written; leaving its `with` block removes what waits.
+    """An upscaled photograph that waits to be written; leaving its `with` block removes what waits.
 
     Attributes:
         task: what it was made from.
-        result: how it was made; the image is in a spool beside the output.
+        result: how it was made; the image is in a spool.
         start_up: seconds of "compile" and "capture" that fell into its call, if any; threads that share the model
             share them.
     """
@@ -250,10 +270,10 @@ class Enlarged:
     def _spool(self, pixels: np.ndarray) -> Spool:
         height, width, bands = pixels.shape
         scale, folder = self.model.scale, self.task.job.output.parent
+        shape = (scale * height, scale * width, bands)
+        in_memory = _in_memory(self.task.photo, self.task.call, scale)
         try:
-            return self._stack.enter_context(
-                Spool(folder, (scale * height, scale * width, bands), pixels.dtype)
-            )
+            return self._stack.enter_context(Spool(folder, shape, pixels.dtype, in_memory=in_memory))
         except OSError as error:
             self._stack.close()
             raise InputError(f"{folder}: {error.strerror}") from None
@@ -335,6 +355,11 @@ def _facts(task: Task, model: PatchScalerPipeline, result: UpscaleResult) -> dic
         "weights": model.fingerprint,
         "not_kept": list(output_losses(task.photo, job.output, task.output)),
     }
+
+
+def _in_memory(photo: Photo, call: CallOptions, scale: int) -> bool:
+    """Whether what comes of a photograph waits in memory rather than on disk."""
+    return call.memory_limit is None and scale**2 * photo.pixels.nbytes <= _IN_MEMORY
 
 
 def _failure(job: Job, error: PatchScalerError) -> Outcome:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -22,7 +22,6 @@ from patchscaler.imaging.low_frequencies import follow_low_frequencies
 from patchscaler.imaging.streaming import Canvas
 from patchscaler.imaging.tensors import new_image, to_planes
 from patchscaler.models.autoencoder import Autoencoder, upsample
-from patchscaler.models.kl_autoencoder import KLAutoencoder
 from patchscaler.models.patch_dit import PatchDiT
 from patchscaler.models.restoration import RestorationModule, Restored
 from patchscaler.models.texture_classifier import TextureClassifier
@@ -37,6 +36,9 @@ from patchscaler.sampling.grouping import Plan, assign, patch_quality, spend
 from patchscaler.sampling.schedule import Shortcut
 from patchscaler.stages import Stages
 from patchscaler.texture_memory import ReferenceTextureMemory
+
+if TYPE_CHECKING:
+    from patchscaler.models.kl_autoencoder import KLAutoencoder
 
 SCALE = 4
 MIN_SIDE = 8

@@ -157,14 +157,13 @@ def _check_fit(folder: Path, parts: Mapping[str, Any]) -> None:
 
 def _load_network(folder: Path, name: str) -> nn.Module:
     from patchscaler.models.autoencoder import Autoencoder
-    from patchscaler.models.kl_autoencoder import KLAutoencoder
     from patchscaler.models.patch_dit import PatchDiT
     from patchscaler.models.restoration import RestorationModule
     from patchscaler.models.texture_classifier import TextureClassifier
     from patchscaler.models.texture_encoder import TextureEncoder
 
     kinds: dict[str, dict[str, Any]] = {
-        "autoencoder": {"Autoencoder": Autoencoder, "AutoencoderKL": KLAutoencoder},
+        "autoencoder": {"Autoencoder": Autoencoder},
         "restoration": {"RestorationModule": RestorationModule},
         "patch_dit": {"PatchDiT": PatchDiT},
         "texture_classifier": {"TextureClassifier": TextureClassifier},
@@ -172,6 +171,12 @@ def _load_network(folder: Path, name: str) -> nn.Module:
     }
     try:
         kind = json.loads((folder / "config.json").read_text())["_class_name"]
+        if (
+            kind == "AutoencoderKL"
+        ):  # its module imports most of diffusers' models: a second for those who need it
+            from patchscaler.models.kl_autoencoder import KLAutoencoder
+
+            kinds["autoencoder"][kind] = KLAutoencoder
         if kind not in kinds[name]:
             raise ValueError(f"no such network: {kind}")
         if not any(folder.glob("*.safetensors")):

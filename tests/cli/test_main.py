@@ -1,3 +1,5 @@
+import contextlib
+import gc
 import json
 import subprocess
 import sys
@@ -7,7 +9,7 @@ import pytest
 
 import patchscaler
 from patchscaler import __version__
-from patchscaler.cli.common import run_bar
+from patchscaler.cli.common import here_to_stay, run_bar
 
 
 def test_help_names_the_commands(run):
@@ -75,3 +77,17 @@ def test_info_as_json(run):
 def test_progress_is_silent_where_nobody_looks():
     with run_bar(["photo.png"], shown=True) as bar:
         assert bar is None
+
+
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_what_is_loaded_is_not_looked_through_for_garbage_but_the_rest_is(error):
+    gc.unfreeze()
+    try:
+        with contextlib.suppress(KeyError), here_to_stay():
+            assert not gc.isenabled()
+            if error:
+                raise error
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

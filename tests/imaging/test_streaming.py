@@ -112,13 +112,14 @@ def test_sixteen_bits_come_back_as_sixteen_bits(pipeline, image):
     assert np.abs(result - expected).max() < 3
 
 
-def test_a_spool_takes_what_an_array_takes(pipeline, image, tmp_path):
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_spool_takes_what_an_array_takes(pipeline, image, tmp_path, in_memory):
     pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     expected = pipeline(pixels, plan=Plan.restoration_only(), tile=256).image
-    with Spool(tmp_path, expected.shape, np.uint8) as spool:
+    with Spool(tmp_path, expected.shape, np.uint8, in_memory=in_memory) as spool:
         assert pipeline(pixels, plan=Plan.restoration_only(), tile=256, out=spool).image is spool
         assert np.array_equal(spool.image().numpy(), expected)
-        assert [file.name[0] for file in tmp_path.iterdir()] == ["."]
+        assert [file.name[0] for file in tmp_path.iterdir()] == ([] if in_memory else ["."])
     assert list(tmp_path.iterdir()) == []
 
 

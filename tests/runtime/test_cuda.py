@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from patchscaler.evaluation import ablation
+from patchscaler.imaging.tensors import levels
 from patchscaler.models.blocks import FeedForward, PointwiseConv
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.runtime.runner import CudaCapture, Runner, run_plainly
@@ -130,6 +131,13 @@ def test_layers_that_add_their_bias_and_gelu_in_the_product_give_what_several_ke
         expected = layer(values)
         result = layer.cuda().half()(values.cuda().half())
         torch.testing.assert_close(result.float().cpu(), expected, atol=4e-3, rtol=4e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pixels_come_to_the_host_as_they_are(dtype):
+    pixels = torch.rand(3, 40, 56, generator=torch.Generator().manual_seed(0)) * 1.2 - 0.1
+    for _ in range(3):  # into the same memory
+        assert np.array_equal(levels(pixels.cuda(), dtype), levels(pixels, dtype))
 
 
 def test_deterministic_results_are_the_same_to_the_bit(on_gpu, images):

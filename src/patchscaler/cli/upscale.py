@@ -22,6 +22,7 @@ from patchscaler.cli.common import (
     Quality,
     QuietOption,
     SeedOption,
+    here_to_stay,
     load_pipeline,
     print_json,
     run_bar,
@@ -125,11 +126,12 @@ def upscale(
     left behind. A bad file does not stop the others. A folder run that was killed goes on where it was when
     called again. Exit code: 0 all done, 1 some files failed, 2 nothing could be begun, 130 interrupted.
     """
-    from patchscaler.batch import CallOptions
-    from patchscaler.imaging.io import OutputOptions
-    from patchscaler.imaging.size import TargetSize, parse_box
-    from patchscaler.jobs import plan_jobs
-    from patchscaler.runtime.memory import parse_size
+    with here_to_stay():
+        from patchscaler.batch import CallOptions
+        from patchscaler.imaging.io import OutputOptions
+        from patchscaler.imaging.size import TargetSize, parse_box
+        from patchscaler.jobs import plan_jobs
+        from patchscaler.runtime.memory import parse_size
 
     if overwrite and skip_existing:
         raise InputError("--overwrite and --skip-existing exclude each other")

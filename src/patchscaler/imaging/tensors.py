@@ -12,6 +12,9 @@ from torch import Tensor
 from patchscaler.errors import InputError
 from patchscaler.imaging.tiles import Tile
 
+_PAGE_LOCKED = 2**26
+"""Bytes of the largest copy from a GPU through page-locked memory."""
+
 
 def to_planes(image: Any, min_side: int) -> Tensor:
     """An RGB PIL image, an array (h, w, 3) or a float tensor (3, h, w) as planes (3, h, w), values untouched.
@@ -111,8 +114,18 @@ def levels(pixels: Tensor, dtype: Any) -> np.ndarray:
     top = np.iinfo(dtype).max
     rounded = (pixels.float().clamp(0, 1) * top).round().permute(1, 2, 0).contiguous()
     if dtype == np.uint8:
-        return rounded.to(torch.uint8).cpu().numpy()
-    return rounded.to(torch.int32).cpu().numpy().astype(dtype)
+        return _to_host(rounded.to(torch.uint8))
+    return _to_host(rounded.to(torch.int32)).astype(dtype)
+
+
+def _to_host(values: Tensor) -> np.ndarray:
+    """Values of a device, whose queue stands still meanwhile: into memory that a GPU reaches by itself, page-locked.
+
+    torch keeps such memory for the next time, so what is large goes the usual way.
+    """
+    if values.device.type != "cuda" or values.nbytes > _PAGE_LOCKED:
+        return values.cpu().numpy()
+    return torch.empty_like(values, device="cpu", pin_memory=True).copy_(values).numpy()
 
 
 def eight_bits(pixels: np.ndarray) -> np.ndarray:
