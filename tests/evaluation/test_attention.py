@@ -47,7 +47,7 @@ def test_a_zeroed_projection_adds_nothing(cross, tokens):
     cross.project.weight.zero_()
     cross.project.bias.zero_()
     found = look(cross, tokens, tokens, cross.key_value(prompt()), ENTRIES)
-    assert not found.moved.any() and not found.told.any()
+    assert not any(norm.any() for norm in (found.moved, found.told, found.chosen))
 
 
 def test_a_prompt_of_null_prompts_alone_tells_nothing(cross, tokens):
@@ -56,6 +56,15 @@ def test_a_prompt_of_null_prompts_alone_tells_nothing(cross, tokens):
     assert found.moved.min() > 0.01
     assert found.told.max() < 1e-5
     assert look(cross, tokens, tokens, cross.key_value(prompt()), ENTRIES).told.min() > 0.01
+
+
+def test_the_same_prompt_for_all_is_not_chosen(cross, tokens):
+    same = prompt()[:1].expand(5, -1, -1)
+    found = look(cross, tokens, tokens, cross.key_value(same), ENTRIES)
+    assert found.chosen.max() < 1e-5 and found.told.min() > 0.01
+    assert look(cross, tokens, tokens, cross.key_value(prompt()), ENTRIES).chosen.min() > 0.01
+    alone = look(cross, tokens[:1], tokens[:1], cross.key_value(same[:1]), ENTRIES)
+    assert alone.chosen.isnan().all()
 
 
 def test_moved_is_relative_to_the_tokens_added_to(cross, tokens):
@@ -87,7 +96,7 @@ def test_the_real_denoiser_is_watched_and_not_changed(make_pipeline):
         assert len(found) == 2
         assert all(torch.equal(a, b) for a, b in zip(found[0][:3], found[1][:3], strict=True))
         assert found[0].shares.shape == (6, 4)
-        assert found[0].told.min() > 0
+        assert found[0].told.min() > 0 and found[0].chosen.min() > 0
     table = to_markdown(looks)
     assert "| entry 1 | entry 2 | entry 3 | null prompt |" in table
     assert "Last step of 12 patches" in table

@@ -10,15 +10,15 @@ from patchscaler.evaluation.prompted import Extremes, PromptedPatch
 
 
 def patch(gain):
-    return PromptedPatch(f"{gain}", (), (1.0, 1.0, 1.0 - gain), torch.empty(0))
+    return PromptedPatch(f"{gain}", (0, 0), (), (1.0, 1.0, 1.0 - gain), torch.empty(0))
 
 
 def test_the_largest_changes_of_each_sign_are_kept():
     extremes = Extremes(2)
     for gain in (0.1, -0.3, 0.0, 0.3, 0.2, -0.1, -0.2):
         extremes.add(patch(gain))
-    assert [each.place for each in extremes.better] == ["0.3", "0.2"]
-    assert [each.place for each in extremes.worse] == ["-0.3", "-0.2"]
+    assert [each.image for each in extremes.better] == ["0.3", "0.2"]
+    assert [each.image for each in extremes.worse] == ["-0.3", "-0.2"]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_patches_are_cut_and_judged_alone(make_pipeline, make_scene, judge):
         latent = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 4, 16, 16)
         extremes.add_image(pipeline, judge, "a", (truth, without, prompted, truth), latent)
     (better,), (worse,) = extremes.better, extremes.worse
-    assert (better.place, worse.place) == ("a at 128, 128", "a at 256, 0")
+    assert (better.corner, worse.corner) == ((128, 128), (256, 0))
     assert (int(better.latent[0, 0, 0]), int(worse.latent[0, 0, 0])) == (4, 2)
     assert np.array_equal(better.pixels[1], noise) and np.array_equal(worse.pixels[2], noise)
     assert np.array_equal(better.pixels[3], truth[128:, 128:256])
@@ -57,7 +57,7 @@ def test_the_sheet_shows_what_prompts_change(make_pipeline, make_scene, tmp_path
     kept = [*extremes.better, *extremes.worse]
     assert 2 <= len(kept) <= 4
     for each in kept:
-        assert each.place.startswith("a at ")
+        assert each.image == "a"
         assert not np.array_equal(each.pixels[1], each.pixels[2])
     sheet = extremes.sheet(pipeline)
     assert sheet.shape[1] == 7 * (128 + 8) + 8

@@ -196,8 +196,8 @@ def sample(
         state = start_state(y.float(), scene.noise[rows], start)
         for remaining in range(count, 0, -1):
             timestep, following = start * (remaining / count), start * ((remaining - 1) / count)
-            last = looks is not None and remaining == 1
-            with watched(dit, _found(pipeline), looks) if last else nullcontext():
+            last_look = looks if remaining == 1 else None
+            with nullcontext() if last_look is None else watched(dit, _found(pipeline), last_look):
                 estimates = [
                     dit(state.to(y.dtype), y, condition, prompt[:, :, rows], timestep, start).float()
                     for prompt in prompts

@@ -21,12 +21,15 @@ class Look(NamedTuple):
         shares: attention on all tokens of each found entry, the best first, and on the null prompt (n, K + 1).
         moved: norm of what the block adds over that of the tokens it is added to (n,).
         told: norm of the part of that which the null prompt alone would not give, over the same (n,).
+        chosen: norm of the part that would not come with the prompt of another of these patches, over the same (n,);
+            nan if there is no other.
         uniform: the share of an entry, by the number of its tokens.
     """
 
     shares: Tensor
     moved: Tensor
     told: Tensor
+    chosen: Tensor
     uniform: float
 
 
@@ -51,12 +54,20 @@ def look(
     scores = query.transpose(1, 2).float() @ key.float().mT / key.shape[-1] ** 0.5
     attention = scores.softmax(dim=-1).mean(dim=(1, 2))
     entries = attention[:, :-1].unflatten(1, (k, -1)).sum(dim=2)
-    added = cross(tokens, key_value).float()
-    without = cross(tokens, (key[:, :, -1:], value[:, :, -1:])).float()
+    added, null, other = (
+        cross(tokens, prompt).float()
+        for prompt in (
+            key_value,
+            (key[:, :, -1:], value[:, :, -1:]),
+            (key.roll(1, dims=0), value.roll(1, dims=0)),
+        )
+    )
     size = residual.float().norm(dim=(1, 2))
+    moved, told, chosen = (part.norm(dim=(1, 2)) / size for part in (added, added - null, added - other))
+    if len(chosen) == 1:
+        chosen = torch.full_like(chosen, torch.nan)
     shares = torch.cat((entries, attention[:, -1:]), dim=1)
-    moved, told = (part.norm(dim=(1, 2)) / size for part in (added, added - without))
-    return Look(shares, moved, told, (key.shape[2] - 1) / k / key.shape[2])
+    return Look(shares, moved, told, chosen, (key.shape[2] - 1) / k / key.shape[2])
 
 
 @contextmanager
@@ -82,24 +93,25 @@ def to_markdown(looks: Looks) -> str:
     k, uniform = first.shares.shape[1] - 1, first.uniform
     entries = " | ".join(f"entry {rank}" for rank in range(1, k + 1))
     lines = [
-        f"| cross-attention | {entries} | null prompt | adds | by the entries |",
-        "|---|" + "---:|" * (k + 3),
+        f"| cross-attention | {entries} | null prompt | adds | by entries | by which entries |",
+        "|---|" + "---:|" * (k + 4),
     ]
     for number, found in looks.items():
-        shares, moved, told = (
-            torch.cat([getattr(each, name) for each in found]).mean(dim=0)
-            for name in ("shares", "moved", "told")
+        shares, *norms = (
+            torch.cat([getattr(each, name) for each in found]).nanmean(dim=0)
+            for name in ("shares", "moved", "told", "chosen")
         )
-        cells = " | ".join(f"{100 * share:.1f} %" for share in shares.tolist())
-        lines.append(f"| block {number} | {cells} | {100 * moved:.2f} % | {100 * told:.2f} % |")
+        cells = [f"{100 * share:.1f} %" for share in shares.tolist()]
+        cells += [f"{100 * float(norm):.2f} %" for norm in norms]
+        lines.append(f"| block {number} | {' | '.join(cells)} |")
     even = " | ".join(f"{100 * share:.1f} %" for share in [uniform] * k + [1 - k * uniform])
     patches = sum(len(each.moved) for each in next(iter(looks.values())))
     lines += [
-        f"| uniform | {even} | | |",
+        f"| uniform | {even} | | | |",
         "",
         f"Last step of {patches} patches. Shares: of the attention, on the entries as found and on the null prompt."
-        " Adds: norm of what attention adds over that of the tokens it adds to. By the entries: norm of the part that"
-        " the null prompt alone does not give, over the same.",
+        " Adds: norm of what attention adds over that of the tokens it adds to. By entries, by which entries: norm of"
+        " the part that the null prompt alone, or the prompt of another patch, does not give, over the same.",
     ]
     return "\n".join(lines) + "\n"
 

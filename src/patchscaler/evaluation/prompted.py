@@ -22,13 +22,15 @@ class PromptedPatch:
     """A patch, without and with its prompt.
 
     Attributes:
-        place: image and place in it.
+        image: its name.
+        corner: left and top of the patch in it, in pixels.
         pixels: of y_0, without and with prompts, and the truth: (h, w, 3) uint8 each.
         distance: deep feature distance of the first three from the truth.
         latent: y_0 (c, p, p), which searches.
     """
 
-    place: str
+    image: str
+    corner: tuple[int, int]
     pixels: tuple[np.ndarray, ...]
     distance: tuple[float, float, float]
     latent: Tensor
@@ -74,10 +76,9 @@ class Extremes:
         distance = torch.stack([feature_distance(part, taps[-1]) for part in taps[:-1]], dim=1).tolist()
         columns = (maps.shape[3] - size) // stride + 1
         for number, found in enumerate(distance):
-            top, left = (place * stride for place in divmod(number, columns))
+            corner = (number % columns * stride, number // columns * stride)
             pixels = tuple(part[number].permute(1, 2, 0).numpy() for part in cut)
-            place = f"{name} at {left}, {top}"
-            self.add(PromptedPatch(place, pixels, tuple(found), latent[number]))
+            self.add(PromptedPatch(name, corner, pixels, tuple(found), latent[number]))
 
     def add(self, patch: PromptedPatch) -> None:
         """Keep a patch if it is among them."""
@@ -107,7 +108,7 @@ def _rows(pipeline: PatchScalerPipeline, patches: list[PromptedPatch], title: st
         found = memory.search(pipeline.keys(patch.latent[None]), count)
         for name, pixels, distance in zip(names, patch.pixels[:3], patch.distance, strict=True):
             cells.append(Cell(pixels, (name, f"DFD {distance:.3f}")))
-        cells.append(Cell(patch.pixels[3], ("truth", patch.place)))
+        cells.append(Cell(patch.pixels[3], ("truth, at {}, {}".format(*patch.corner), patch.image)))
         entries = zip(
             decode_patches(pipeline, found.patches[0]), found.entries[0], found.similarity[0], strict=True
         )
