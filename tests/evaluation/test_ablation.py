@@ -52,6 +52,15 @@ def test_variants_sample_what_the_pipeline_samples(prompted, pairs, name, textur
     torch.testing.assert_close(prompted.decode(folded, lr[None])[0].clamp(0, 1), expected, atol=1e-4, rtol=0)
 
 
+def test_guidance_goes_on_from_no_prompt_through_the_prompt(prompted, pairs):
+    plan = Plan.uniform(0.9, 1)
+    without, plain, guided = (
+        sampled(prompted, pairs, name, plan)[0] for name in (NULL, "top 3", "top 3, guidance 2")
+    )
+    torch.testing.assert_close(guided, without + 2 * (plain - without), atol=1e-4, rtol=0)
+    assert (guided - plain).abs().max() > 1e-3
+
+
 def test_random_entries_are_others_in_every_image(prompted, pairs):
     ((lr, hr),) = read_pairs(*pairs)
     plan = prompted.plans["balanced"]
