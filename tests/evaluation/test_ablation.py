@@ -108,12 +108,22 @@ def test_the_table_has_every_variant_and_no_prompt_gains_nothing_on_itself(promp
     assert set(result.values) == {variant.name for variant in rows}
     assert len({tuple(row["dfd"]) for row in result.values.values()}) >= len(result.values) - 2
     assert tuple(result.gain(NULL, "dfd")) == (0, 0, 0)
+    assert result.values[NULL]["change"] == [0] and result.values["top 3"]["change"][0] > 1e-3
+    (weak,), (strong,) = (result.values[f"top 3, guidance {s}"]["change"] for s in (1.5, 3))
+    assert weak < strong
     figures, attention = to_markdown(result).split(result.settings)
     lines = figures.splitlines()
     assert len([line for line in lines if line.startswith("|")]) == len(result.values) + 2
     assert lines[2].startswith(f"| {NULL} |")
     assert "| block 1 |" in attention and "| uniform | 32.7 % | 32.7 % | 32.7 % | 2.0 % |" in attention
     assert "Last step of 6 patches" in attention
+
+
+def test_where_no_patch_takes_a_step_there_is_no_change(prompted, pairs):
+    result = ablate(prompted, *pairs, plan=Plan((0.0,), (Path(1.0, 0), Path(0.9, 2))))
+    assert tuple(result.gain("top 3", "dfd")) == (0, 0, 0)
+    assert "0.0 %" in to_markdown(result)
+    assert "attention" not in to_markdown(result)
 
 
 def test_what_cannot_be_measured_is_refused(prompted, pairs):

@@ -87,12 +87,15 @@ class Ablation:
 
     Attributes:
         settings: a line that says of what.
-        values: figures of every variant, by metric, one per image.
+        values: figures of every variant, by metric, one per image; `change` is the distance of its x_0 from that without
+            prompts.
+        moved: distance of x_0 without prompts from y_0, one per image.
         looks: what cross-attention does with the model's own prompts, in the last step of each patch.
     """
 
     settings: str
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    moved: list[float] = field(default_factory=list)
     looks: Looks = field(default_factory=dict)
 
     def gain(self, name: str, metric: str) -> Interval:
@@ -252,12 +255,16 @@ def ablate(
     with ThreadPoolExecutor() as pool:
         for done, (name, (lr, hr)) in enumerate(zip(common_stems(lr_dir, hr_dir, limit), pairs, strict=True)):
             scene, area = _scene(pipeline, lr, hr, plan, seed, done)
-            images = {}
-            for variant in rows:
-                patches = sample(pipeline, scene, variant, result.looks if variant.name == own else None)
-                images[variant.name] = _decode(pipeline, patches, area, lr)
+            sampled = {
+                row.name: sample(pipeline, scene, row, result.looks if row.name == own else None)
+                for row in rows
+            }
+            images = {row: _decode(pipeline, patches, area, lr) for row, patches in sampled.items()}
             target = levels(hr, np.uint8)
             _measure(result, images, target, judge, pool)
+            result.moved.append(_distance(sampled[NULL], scene.latent))
+            for row, patches in sampled.items():
+                result.values[row].setdefault("change", []).append(_distance(patches, sampled[NULL]))
             if extremes is not None:
                 shown = (_decode(pipeline, scene.latent, area, lr), images[NULL], images[own], target)
                 extremes.add_image(pipeline, judge, name, shown, scene.latent)
@@ -269,19 +276,27 @@ def ablate(
 def to_markdown(result: Ablation) -> str:
     """The tables of figures and of attention, and under each what it is of."""
     lines = [
-        f"| prompt | DFD | against {NULL} | PSNR-Y, dB | against {NULL} | detail energy, dB |",
-        "|---|---:|---:|---:|---:|---:|",
+        f"| prompt | DFD | against {NULL} | PSNR-Y, dB | against {NULL} | detail energy, dB | change |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, values in result.values.items():
         dfd, psnr, detail = (float(np.mean(values[metric])) for metric in METRICS)
-        gains = ["", ""]
+        gains, change = ["", ""], ""
         if name != NULL:
             gains = [
                 "{:+.4f} [{:+.4f}, {:+.4f}]".format(*result.gain(name, metric)) for metric in METRICS[:2]
             ]
-        lines.append(f"| {name} | {dfd:.4f} | {gains[0]} | {psnr:.3f} | {gains[1]} | {detail:.2f} |")
-    lines += ["", f"{result.settings}. In brackets: 95 % interval of 1,000 resamples of the images, paired."]
-    return "\n".join(lines) + "\n\n" + attention.to_markdown(result.looks)
+            change = f"{100 * sum(values['change']) / max(sum(result.moved), 1e-9):.1f} %"
+        cells = (name, f"{dfd:.4f}", gains[0], f"{psnr:.3f}", gains[1], f"{detail:.2f}", change)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"{result.settings}. In brackets: 95 % interval of 1,000 resamples of the images, paired. Change: distance of"
+        f" x_0 from that with {NULL}, as a share of how far that is from y_0.",
+    ]
+    if result.looks:  # not if all patches of these images are in groups that take no step
+        lines += ["", attention.to_markdown(result.looks).rstrip()]
+    return "\n".join(lines) + "\n"
 
 
 def parse_plan(pipeline: PatchScalerPipeline, text: str) -> Plan:
@@ -373,6 +388,10 @@ def _measure(
             METRICS, (distance, *(each.result() for each in figures[name])), strict=True
         ):
             values[metric].append(figure)
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return float((one.float() - other.float()).norm())
 
 
 def _pixels(image: np.ndarray, device: torch.device) -> Tensor:
