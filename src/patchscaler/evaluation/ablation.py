@@ -87,8 +87,8 @@ class Ablation:
 
     Attributes:
         settings: a line that says of what.
-        values: figures of every variant, by metric, one per image; `change` is the distance of its x_0 from that without
-            prompts.
+        values: figures of every variant, by metric, one per image; `change` is the distance of its x_0 from that
+            without prompts.
         moved: distance of x_0 without prompts from y_0, one per image.
         looks: what cross-attention does with the model's own prompts, in the last step of each patch.
     """
