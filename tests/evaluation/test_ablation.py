@@ -115,7 +115,7 @@ def test_the_table_has_every_variant_and_no_prompt_gains_nothing_on_itself(promp
     lines = figures.splitlines()
     assert len([line for line in lines if line.startswith("|")]) == len(result.values) + 2
     assert lines[2].startswith(f"| {NULL} |")
-    assert "| block 1 |" in attention and "| uniform | 32.7 % | 32.7 % | 32.7 % | 2.0 % |" in attention
+    assert "| block 1 |" in attention and "| uniform | 32.7 % | 32.7 % | 32.7 % | 2.0 % | 49 |" in attention
     assert "Last step of 6 patches" in attention
 
 

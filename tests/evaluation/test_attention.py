@@ -27,7 +27,7 @@ def test_equal_keys_share_evenly(cross, tokens):
     found = look(cross, tokens, tokens, (key[:, :, :1].expand_as(key), value), ENTRIES)
     even = torch.tensor([4 / 13, 4 / 13, 4 / 13, 1 / 13]).expand(5, -1)
     torch.testing.assert_close(found.shares, even)
-    assert found.uniform == pytest.approx(4 / 13)
+    torch.testing.assert_close(found.spread, torch.full((5,), 13.0))
 
 
 def test_what_the_queries_look_for_gets_the_share(cross, tokens):
@@ -39,6 +39,7 @@ def test_what_the_queries_look_for_gets_the_share(cross, tokens):
     key[:, :, LENGTH : 2 * LENGTH] = 20 * query[:, :, :1]
     found = look(cross, tokens, one, (key, value), ENTRIES)
     assert found.shares[:, 1].min() > 0.99
+    torch.testing.assert_close(found.spread, torch.full((5,), float(LENGTH)), atol=0.01, rtol=0)
     torch.testing.assert_close(found.shares.sum(dim=1), torch.ones(5))
 
 
@@ -94,7 +95,7 @@ def test_the_real_denoiser_is_watched_and_not_changed(make_pipeline):
     assert list(looks) == crossing
     for found in looks.values():
         assert len(found) == 2
-        assert all(torch.equal(a, b) for a, b in zip(found[0][:3], found[1][:3], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(found[0][:5], found[1][:5], strict=True))
         assert found[0].shares.shape == (6, 4)
         assert found[0].told.min() > 0 and found[0].chosen.min() > 0
     table = to_markdown(looks)

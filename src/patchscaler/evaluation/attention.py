@@ -19,18 +19,20 @@ class Look(NamedTuple):
 
     Attributes:
         shares: attention on all tokens of each found entry, the best first, and on the null prompt (n, K + 1).
+        spread: over how many tokens attention spreads (n,): the exponential of its entropy, from 1 to all L.
         moved: norm of what the block adds over that of the tokens it is added to (n,).
         told: norm of the part of that which the null prompt alone would not give, over the same (n,).
         chosen: norm of the part that would not come with the prompt of another of these patches, over the same (n,);
             nan if there is no other.
-        uniform: the share of an entry, by the number of its tokens.
+        length: L, how many tokens the prompt has.
     """
 
     shares: Tensor
+    spread: Tensor
     moved: Tensor
     told: Tensor
     chosen: Tensor
-    uniform: float
+    length: int
 
 
 Looks = dict[int, list[Look]]
@@ -52,7 +54,9 @@ def look(
     key, value = key_value
     query = cross.query_norm(cross.to_query(tokens).unflatten(-1, (cross.heads, -1))).to(key.dtype)
     scores = query.transpose(1, 2).float() @ key.float().mT / key.shape[-1] ** 0.5
-    attention = scores.softmax(dim=-1).mean(dim=(1, 2))
+    probability = scores.softmax(dim=-1)
+    spread = torch.special.entr(probability).sum(dim=-1).exp().mean(dim=(1, 2))
+    attention = probability.mean(dim=(1, 2))
     entries = attention[:, :-1].unflatten(1, (k, -1)).sum(dim=2)
     added, null, other = (
         cross(tokens, prompt).float()
@@ -67,7 +71,7 @@ def look(
     if len(chosen) == 1:
         chosen = torch.full_like(chosen, torch.nan)
     shares = torch.cat((entries, attention[:, -1:]), dim=1)
-    return Look(shares, moved, told, chosen, (key.shape[2] - 1) / k / key.shape[2])
+    return Look(shares, spread, moved, told, chosen, key.shape[2])
 
 
 @contextmanager
@@ -90,26 +94,28 @@ def watched(denoiser: PatchDiT, k: int, looks: Looks) -> Iterator[None]:
 def to_markdown(looks: Looks) -> str:
     """The table of means over all patches, and under it what its columns are."""
     first = next(iter(looks.values()))[0]
-    k, uniform = first.shares.shape[1] - 1, first.uniform
+    k, length = first.shares.shape[1] - 1, first.length
     entries = " | ".join(f"entry {rank}" for rank in range(1, k + 1))
     lines = [
-        f"| cross-attention | {entries} | null prompt | adds | by entries | by which entries |",
-        "|---|" + "---:|" * (k + 4),
+        f"| cross-attention | {entries} | null prompt | spread | adds | by entries | by which entries |",
+        "|---|" + "---:|" * (k + 5),
     ]
     for number, found in looks.items():
-        shares, *norms = (
+        shares, spread, *norms = (
             torch.cat([getattr(each, name) for each in found]).nanmean(dim=0)
-            for name in ("shares", "moved", "told", "chosen")
+            for name in ("shares", "spread", "moved", "told", "chosen")
         )
         cells = [f"{100 * share:.1f} %" for share in shares.tolist()]
+        cells += [f"{float(spread):.1f}"]
         cells += [f"{100 * float(norm):.2f} %" for norm in norms]
         lines.append(f"| block {number} | {' | '.join(cells)} |")
-    even = " | ".join(f"{100 * share:.1f} %" for share in [uniform] * k + [1 - k * uniform])
+    even = " | ".join(f"{100 * share:.1f} %" for share in [(length - 1) / k / length] * k + [1 / length])
     patches = sum(len(each.moved) for each in next(iter(looks.values())))
     lines += [
-        f"| uniform | {even} | | | |",
+        f"| uniform | {even} | {length} | | | |",
         "",
         f"Last step of {patches} patches. Shares: of the attention, on the entries as found and on the null prompt."
+        " Spread: over how many tokens, the exponential of the entropy of each head's and token's attention."
         " Adds: norm of what attention adds over that of the tokens it adds to. By entries, by which entries: norm of"
         " the part that the null prompt alone, or the prompt of another patch, does not give, over the same.",
     ]
