@@ -123,9 +123,22 @@ def test_ablate_prints_a_table(run, built, model, pictures, tmp_path):
     low.mkdir()
     Image.open(pictures / "moss" / "2.png").resize((64, 64)).save(low / "2.png")
     options = ("--model", model, "--memory", file, "--larger", file, "--plan", "0.9:1", "--device", "cpu")
+    sheet = tmp_path / "sheet.png"
+    options += ("--picture", sheet, "--patches", 2)
     result = run("memory", "ablate", low, pictures / "moss", *options)
     assert result.exit_code == 0, result.output
-    for words in ("| no prompt |", "| top 3 |", "| top 3 of 8 |", "guidance", "own truth", "1 images"):
+    assert np.asarray(Image.open(sheet)).shape[1] > 7 * 128
+    refused = run("memory", "ablate", low, pictures / "moss", *options)
+    assert refused.exit_code == 2 and "exists already" in refused.stderr
+    for words in (
+        "| no prompt |",
+        "| cross-attention |",
+        "| top 3 |",
+        "| top 3 of 8 |",
+        "guidance",
+        "own truth",
+        "1 images",
+    ):
         assert words in result.stdout
 
 

@@ -37,7 +37,7 @@ def names(pipeline, plan):
 @torch.inference_mode()
 def sampled(pipeline, pairs, name, plan):
     ((lr, hr),) = read_pairs(*pairs)
-    scene, size = ablation._scene(pipeline, lr, hr, plan, 0)
+    scene, size = ablation._scene(pipeline, lr, hr, plan, 0, 0)
     variant = next(variant for variant in variants(pipeline, plan) if variant.name == name)
     return ablation.sample(pipeline, scene, variant), scene, size
 
@@ -50,6 +50,27 @@ def test_variants_sample_what_the_pipeline_samples(prompted, pairs, name, textur
     folded = ablation.fold(latent, *(side // 16 for side in size), 16)
     expected = prompted(lr, plan=plan, texture=texture).image
     torch.testing.assert_close(prompted.decode(folded, lr[None])[0].clamp(0, 1), expected, atol=1e-4, rtol=0)
+
+
+def test_guidance_goes_on_from_no_prompt_through_the_prompt(prompted, pairs):
+    plan = Plan.uniform(0.9, 1)
+    without, plain, guided = (
+        sampled(prompted, pairs, name, plan)[0] for name in (NULL, "top 3", "top 3, guidance 2")
+    )
+    torch.testing.assert_close(guided, without + 2 * (plain - without), atol=1e-4, rtol=0)
+    assert (guided - plain).abs().max() > 1e-3
+
+
+def test_random_entries_are_others_in_every_image(prompted, pairs):
+    ((lr, hr),) = read_pairs(*pairs)
+    plan = prompted.plans["balanced"]
+    with torch.inference_mode():
+        first, second = (ablation._scene(prompted, lr, hr, plan, 0, number)[0] for number in (0, 1))
+        assert torch.equal(first.noise, second.noise)
+        one, other = (
+            ablation.retrieved(prompted, scene, count=3, order="random") for scene in (first, second)
+        )
+    assert not torch.equal(one, other)
 
 
 def test_prompts_for_the_hard_group_only_leave_the_others_as_without(prompted, pairs):
@@ -87,9 +108,22 @@ def test_the_table_has_every_variant_and_no_prompt_gains_nothing_on_itself(promp
     assert set(result.values) == {variant.name for variant in rows}
     assert len({tuple(row["dfd"]) for row in result.values.values()}) >= len(result.values) - 2
     assert tuple(result.gain(NULL, "dfd")) == (0, 0, 0)
-    lines = to_markdown(result).splitlines()
+    assert result.values[NULL]["change"] == [0] and result.values["top 3"]["change"][0] > 1e-3
+    (weak,), (strong,) = (result.values[f"top 3, guidance {s}"]["change"] for s in (1.5, 3))
+    assert weak < strong
+    figures, attention = to_markdown(result).split(result.settings)
+    lines = figures.splitlines()
     assert len([line for line in lines if line.startswith("|")]) == len(result.values) + 2
     assert lines[2].startswith(f"| {NULL} |")
+    assert "| block 1 |" in attention and "| uniform | 32.7 % | 32.7 % | 32.7 % | 2.0 % | 49 |" in attention
+    assert "Last step of 6 patches" in attention
+
+
+def test_where_no_patch_takes_a_step_there_is_no_change(prompted, pairs):
+    result = ablate(prompted, *pairs, plan=Plan((0.0,), (Path(1.0, 0), Path(0.9, 2))))
+    assert tuple(result.gain("top 3", "dfd")) == (0, 0, 0)
+    assert "0.0 %" in to_markdown(result)
+    assert "attention" not in to_markdown(result)
 
 
 def test_what_cannot_be_measured_is_refused(prompted, pairs):

@@ -59,6 +59,23 @@ def one_by_one(pipeline, patches, shortcut):
     return torch.cat(results)
 
 
+def test_prompts_become_keys_and_values_once_a_patch(pipeline):
+    """Whatever the number of steps: each patch searches, and is projected by each cross-attention, once."""
+    searched, projected = [], []
+    crossing = [block.cross for block in pipeline.patch_dit.blocks if block.cross is not None]
+    hooks = [pipeline.texture_encoder.register_forward_hook(lambda _, inputs, out: searched.append(len(out)))]
+    for cross in crossing:
+        projection = cross.to_key_value
+        hooks.append(projection.register_forward_hook(lambda _, inputs, out: projected.append(len(out))))
+    patches = patch_set(GROUPINGS["mixed"])
+    run(pipeline, patches, sizes=(1,))
+    for hook in hooks:
+        hook.remove()
+    moving = int((patches.steps > 0).sum())
+    assert sum(searched) == moving
+    assert sum(projected) == moving * len(crossing)
+
+
 @pytest.mark.parametrize("shortcut", ["bridge", "plain"])
 @pytest.mark.parametrize("steps", GROUPINGS.values(), ids=GROUPINGS.keys())
 def test_the_packed_loop_equals_each_patch_alone(pipeline, steps, shortcut):

@@ -190,14 +190,25 @@ def ablate(
             " hard ones.",
         ),
     ] = "best",
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PICTURE", help="Draw the patches that prompts change most, for better and worse."
+        ),
+    ] = None,
+    patches: Annotated[int, typer.Option(min=1, help="Patches to draw of each kind.")] = 4,
     limit: LimitOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Precision.auto,
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Measure what texture prompts change, on the same weights and y_0; needs the extra `train`."""
+    if picture is not None:
+        _check_output(picture, "", overwrite)
     from patchscaler.evaluation.ablation import ablate as measure
     from patchscaler.evaluation.ablation import parse_plan, to_markdown
+    from patchscaler.evaluation.prompted import Extremes
     from patchscaler.pipeline import PatchScalerPipeline
 
     pipeline = PatchScalerPipeline.from_pretrained(model, device=device, dtype=dtype.value, memory=file)
@@ -206,6 +217,7 @@ def ablate(
         more = PatchScalerPipeline.from_pretrained(
             model, device=device, dtype=dtype.value, memory=larger
         ).texture_memory
+    extremes = None if picture is None else Extremes(patches)
     with counting_bar("images") as progress:
         measured = measure(
             pipeline,
@@ -215,8 +227,13 @@ def ablate(
             larger=more,
             seed=seed,
             limit=limit,
+            extremes=extremes,
             progress=progress,
         )
+    if picture is not None and extremes is not None:
+        from patchscaler.imaging.io import write_pixels
+
+        write_pixels(picture, extremes.sheet(pipeline))
     typer.echo(to_markdown(measured))
 
 

@@ -7,6 +7,8 @@ sampling without prompts, image by image.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path as FilePath
@@ -16,9 +18,12 @@ import torch
 from torch import Tensor
 
 from patchscaler.errors import InputError
-from patchscaler.evaluation import metrics
+from patchscaler.evaluation import attention, metrics
+from patchscaler.evaluation.attention import Looks, watched
 from patchscaler.evaluation.calibrate import read_pairs
+from patchscaler.evaluation.files import common_stems
 from patchscaler.evaluation.metrics import Interval
+from patchscaler.evaluation.prompted import Extremes
 from patchscaler.features import feature_distance
 from patchscaler.imaging.tensors import levels
 from patchscaler.pipeline import PatchScalerPipeline
@@ -44,7 +49,7 @@ class Scene:
         start, steps: the path (T, N) of each patch (n,).
         group: of each patch (n,).
         clean: encoded truth of each patch (n, c, p, p), for the variants that are not fair.
-        seed: of what is random.
+        seed: of the entries that are drawn.
     """
 
     latent: Tensor
@@ -78,10 +83,20 @@ class Variant:
 
 @dataclass
 class Ablation:
-    """Figures of every variant, by metric, one per image; `settings` is a line that says of what."""
+    """What was measured.
+
+    Attributes:
+        settings: a line that says of what.
+        values: figures of every variant, by metric, one per image; `change` is the distance of its x_0 from that
+            without prompts.
+        moved: distance of x_0 without prompts from y_0, one per image.
+        looks: what cross-attention does with the model's own prompts, in the last step of each patch.
+    """
 
     settings: str
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    moved: list[float] = field(default_factory=list)
+    looks: Looks = field(default_factory=dict)
 
     def gain(self, name: str, metric: str) -> Interval:
         """Mean of variant - no prompt over the images, with its 95 % interval."""
@@ -165,8 +180,13 @@ def truth(pipeline: PatchScalerPipeline, scene: Scene, *, shift: int) -> Tensor:
     return pipeline.texture_encoder(patches[:, None], similarity)
 
 
-def sample(pipeline: PatchScalerPipeline, scene: Scene, variant: Variant) -> Tensor:
-    """x_0 (n, c, p, p) of the patches of a scene: the engine's paths, one number of steps after the other."""
+def sample(
+    pipeline: PatchScalerPipeline, scene: Scene, variant: Variant, looks: Looks | None = None
+) -> Tensor:
+    """x_0 (n, c, p, p) of the patches of a scene: the engine's paths, one number of steps after the other.
+
+    `looks` gets a look at the attention of each patch's last step, if the variant prompts by the model's own count.
+    """
     dit, shortcut = pipeline.patch_dit, pipeline.sampling.shortcut
     prompts = [dit.prompt_cache(variant.prompt(pipeline, scene))]
     if variant.guidance != 1:
@@ -179,10 +199,12 @@ def sample(pipeline: PatchScalerPipeline, scene: Scene, variant: Variant) -> Ten
         state = start_state(y.float(), scene.noise[rows], start)
         for remaining in range(count, 0, -1):
             timestep, following = start * (remaining / count), start * ((remaining - 1) / count)
-            estimates = [
-                dit(state.to(y.dtype), y, condition, prompt[:, :, rows], timestep, start).float()
-                for prompt in prompts
-            ]
+            last_look = looks if remaining == 1 else None
+            with nullcontext() if last_look is None else watched(dit, _found(pipeline), last_look):
+                estimates = [
+                    dit(state.to(y.dtype), y, condition, prompt[:, :, rows], timestep, start).float()
+                    for prompt in prompts
+                ]
             x = torch.lerp(estimates[-1], estimates[0], variant.guidance)
             state = solver_step(state, x, y.float(), timestep, following, start, shortcut)
         out[rows] = state.to(out.dtype)
@@ -199,6 +221,7 @@ def ablate(
     larger: ReferenceTextureMemory | None = None,
     seed: int = 0,
     limit: int | None = None,
+    extremes: Extremes | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ablation:
     """Measure every variant on the LR files whose stems match in both folders.
@@ -211,6 +234,7 @@ def ablate(
         larger: a memory of more entries to compare with.
         seed: of the noise and of random entries.
         limit: use the first so many images only.
+        extremes: told of every patch, without and with the model's own prompts.
         progress: told how many images of how many are done.
 
     Raises:
@@ -221,48 +245,57 @@ def ablate(
         raise InputError("this plan takes no steps, so prompts change nothing: give another by --plan")
     rows = variants(pipeline, plan, larger)
     pairs = read_pairs(lr_dir, hr_dir, limit)
-    size, stride = pipeline.sampling.patch_size, pipeline.sampling.stride
     judge = metrics.DeepFeatureDistance().to(pipeline.device)
     described = ", ".join(f"{path.steps} from {path.timestep:g}" for path in plan.paths)
     result = Ablation(
         f"{len(pairs)} images, weights {pipeline.fingerprint}, {str(pipeline.dtype).removeprefix('torch.')} on"
         f" {pipeline.device}, seed {seed}; steps by group: {described}"
     )
-    for done, (lr, hr) in enumerate(pairs):
-        scene, (height, width) = _scene(pipeline, lr, hr, plan, seed)
-        target = levels(hr, np.uint8)
-        wanted = judge.features(_pixels(target, pipeline.device))
-        for variant in rows:
-            latent = fold(sample(pipeline, scene, variant), *grid(height, width, size, stride), stride)
-            image = levels(pipeline.decode(latent, lr[None])[0], np.uint8)
-            figures = (
-                float(feature_distance(judge.features(_pixels(image, pipeline.device)), wanted)),
-                metrics.psnr_y(image, target),
-                metrics.detail_energy(image, target),
-            )
-            values = result.values.setdefault(variant.name, {metric: [] for metric in METRICS})
-            for metric, figure in zip(METRICS, figures, strict=True):
-                values[metric].append(figure)
-        if progress is not None:
-            progress(done + 1, len(pairs))
+    own = f"top {pipeline.sampling.prompt_count}"
+    with ThreadPoolExecutor() as pool:
+        for done, (name, (lr, hr)) in enumerate(zip(common_stems(lr_dir, hr_dir, limit), pairs, strict=True)):
+            scene, area = _scene(pipeline, lr, hr, plan, seed, done)
+            sampled = {
+                row.name: sample(pipeline, scene, row, result.looks if row.name == own else None)
+                for row in rows
+            }
+            images = {row: _decode(pipeline, patches, area, lr) for row, patches in sampled.items()}
+            target = levels(hr, np.uint8)
+            _measure(result, images, target, judge, pool)
+            result.moved.append(_distance(sampled[NULL], scene.latent))
+            for row, patches in sampled.items():
+                result.values[row].setdefault("change", []).append(_distance(patches, sampled[NULL]))
+            if extremes is not None:
+                shown = (_decode(pipeline, scene.latent, area, lr), images[NULL], images[own], target)
+                extremes.add_image(pipeline, judge, name, shown, scene.latent)
+            if progress is not None:
+                progress(done + 1, len(pairs))
     return result
 
 
 def to_markdown(result: Ablation) -> str:
-    """The table, and under it what it is of."""
+    """The tables of figures and of attention, and under each what it is of."""
     lines = [
-        f"| prompt | DFD | against {NULL} | PSNR-Y, dB | against {NULL} | detail energy, dB |",
-        "|---|---:|---:|---:|---:|---:|",
+        f"| prompt | DFD | against {NULL} | PSNR-Y, dB | against {NULL} | detail energy, dB | change |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, values in result.values.items():
         dfd, psnr, detail = (float(np.mean(values[metric])) for metric in METRICS)
-        gains = ["", ""]
+        gains, change = ["", ""], ""
         if name != NULL:
             gains = [
                 "{:+.4f} [{:+.4f}, {:+.4f}]".format(*result.gain(name, metric)) for metric in METRICS[:2]
             ]
-        lines.append(f"| {name} | {dfd:.4f} | {gains[0]} | {psnr:.3f} | {gains[1]} | {detail:.2f} |")
-    lines += ["", f"{result.settings}. In brackets: 95 % interval of 1,000 resamples of the images, paired."]
+            change = f"{100 * sum(values['change']) / max(sum(result.moved), 1e-9):.1f} %"
+        cells = (name, f"{dfd:.4f}", gains[0], f"{psnr:.3f}", gains[1], f"{detail:.2f}", change)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"{result.settings}. In brackets: 95 % interval of 1,000 resamples of the images, paired. Change: distance of"
+        f" x_0 from that with {NULL}, as a share of how far that is from y_0.",
+    ]
+    if result.looks:  # not if all patches of these images are in groups that take no step
+        lines += ["", attention.to_markdown(result.looks).rstrip()]
     return "\n".join(lines) + "\n"
 
 
@@ -298,9 +331,9 @@ def parse_plan(pipeline: PatchScalerPipeline, text: str) -> Plan:
 
 
 def _scene(
-    pipeline: PatchScalerPipeline, lr: Tensor, hr: Tensor, plan: Plan, seed: int
+    pipeline: PatchScalerPipeline, lr: Tensor, hr: Tensor, plan: Plan, seed: int, number: int
 ) -> tuple[Scene, tuple[int, int]]:
-    """The patches of one image, and the size of its latent map."""
+    """The patches of the image of this number, and the size of its latent map."""
     size, stride = pipeline.sampling.patch_size, pipeline.sampling.stride
     clean = pipeline.encode(hr[None])
     height, width = clean.shape[2:]
@@ -317,7 +350,48 @@ def _scene(
     starts = torch.tensor([path.timestep for path in plan.paths], device=latent.device)[group]
     steps = torch.tensor([path.steps for path in plan.paths])[group.cpu()]
     condition, clean = unfold(condition, size, stride), unfold(clean, size, stride)
-    return Scene(latent, condition, noise, starts, steps, group, clean, seed), (height, width)
+    return Scene(latent, condition, noise, starts, steps, group, clean, seed + number), (height, width)
+
+
+def _found(pipeline: PatchScalerPipeline) -> int:
+    """How many entries the model's own prompts hold."""
+    memory = pipeline.texture_memory
+    assert memory is not None
+    return min(pipeline.sampling.prompt_count, len(memory))
+
+
+def _decode(pipeline: PatchScalerPipeline, patches: Tensor, area: tuple[int, int], lr: Tensor) -> np.ndarray:
+    """The image (H, W, 3) uint8 of the patches of a latent map of this height and width."""
+    size, stride = pipeline.sampling.patch_size, pipeline.sampling.stride
+    latent = fold(patches, *grid(*area, size, stride), stride)
+    return levels(pipeline.decode(latent, lr[None])[0], np.uint8)
+
+
+def _measure(
+    result: Ablation,
+    images: dict[str, np.ndarray],
+    truth: np.ndarray,
+    judge: metrics.DeepFeatureDistance,
+    pool: Executor,
+) -> None:
+    """Add the figures of one image to every variant; what numpy measures is measured beside the features."""
+    device = next(judge.parameters()).device
+    figures = {
+        name: [pool.submit(metric, image, truth) for metric in (metrics.psnr_y, metrics.detail_energy)]
+        for name, image in images.items()
+    }
+    wanted = judge.features(_pixels(truth, device))
+    for name, image in images.items():
+        distance = float(feature_distance(judge.features(_pixels(image, device)), wanted))
+        values = result.values.setdefault(name, {metric: [] for metric in METRICS})
+        for metric, figure in zip(
+            METRICS, (distance, *(each.result() for each in figures[name])), strict=True
+        ):
+            values[metric].append(figure)
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return float((one.float() - other.float()).norm())
 
 
 def _pixels(image: np.ndarray, device: torch.device) -> Tensor:

@@ -25,7 +25,7 @@ def memory_sheet(pipeline: PatchScalerPipeline, *, limit: int) -> np.ndarray:
     shown = memory[:limit]
     pixels = decode_patches(pipeline, shown.patches(slice(None)))
     order = sorted(range(len(shown)), key=lambda number: shown.categories[number])
-    cells = [Cell(pixels[number], _caption(shown.origins[number])) for number in order]
+    cells = [Cell(pixels[number], caption(shown.origins[number])) for number in order]
     title = f"{len(memory)} entries of {len(set(memory.sources))} pictures"
     if len(shown) < len(memory):
         title += f"; the first {len(shown)} of them"
@@ -53,7 +53,7 @@ def retrieval_sheet(pipeline: PatchScalerPipeline, pixels: np.ndarray, *, patche
         for place in range(count):
             origin = memory.origins[int(found.entries[row, place])]
             similarity = float(found.similarity[row, place])
-            first, second = _caption(origin)
+            first, second = caption(origin)
             cells.append(Cell(retrieved[row * count + place], (f"{similarity:.2f}  {first}", second)))
     rows = contact_sheet(cells, columns=2 + count, side=128, lines=2)
     return _beside(outlined(pixels, places, side, max(256, len(rows) - 16)), rows)
@@ -89,7 +89,7 @@ def _memory(pipeline: PatchScalerPipeline) -> ReferenceTextureMemory:
     return pipeline.texture_memory
 
 
-def _caption(origin: Origin) -> tuple[str, str]:
+def caption(origin: Origin) -> tuple[str, str]:
     """The end of the source's name, which tells most, with the category if there is one; the licence."""
     name = origin.source.rpartition("/")[2]
     return (f"{origin.category}: {name}" if origin.category else name), origin.licence
