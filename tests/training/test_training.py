@@ -252,6 +252,21 @@ def test_a_batch_too_small_for_its_shares_goes_without_an_adversary(make_pipelin
     train(make_pipeline(), tiles, recipe, tmp_path, resume=True)
 
 
+def test_a_network_may_begin_anew(make_pipeline, tiles, tmp_path):
+    before, pipeline = make_pipeline(), make_pipeline()
+    recipe = Recipe(
+        "finetune", {"judged": None}, fresh=["patch_dit"], iterations=1, batch=2, crop=128,
+        learning_rate=0.0, precision="fp32",
+    )  # fmt: skip
+    train(pipeline, tiles, recipe, tmp_path)
+    assert not torch.equal(pipeline.patch_dit.position, before.patch_dit.position)
+    assert not pipeline.patch_dit.out.weight.any()
+    for name in ("restoration", "texture_encoder"):
+        assert all(map(torch.equal, pipeline.networks[name].parameters(), before.networks[name].parameters()))
+    with pytest.raises(InputError, match="no network 'dit' can begin anew; there are autoencoder, "):
+        train(pipeline, tiles, replace(recipe, fresh=["dit"]), tmp_path)
+
+
 @pytest.mark.parametrize(("path", "learns"), [((1.0, 0), False), ((0.5, 2), True)])
 def test_a_patch_that_takes_no_step_teaches_the_denoiser_nothing(path, learns, make_pipeline, tiles):
     pipeline = make_pipeline()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from patchscaler.data.dataset import TileSet
 from patchscaler.data.degradation import Degradation, DegradationConfig
+from patchscaler.errors import InputError
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.training.checkpoint import TrainingState, load_adversary, save_adversary
 from patchscaler.training.recipe import Recipe
@@ -48,6 +51,9 @@ def train(
     Returns:
         The losses that were logged in this call. What is logged is the mean of the steps since the line before, over
         all processes.
+
+    Raises:
+        InputError: the recipe wants a network anew that there is not, or options that do not go together.
     """
     accelerator = Accelerator(
         mixed_precision="bf16" if recipe.precision == "bf16" else "no",
@@ -56,6 +62,7 @@ def train(
     )
     accelerator.init_trackers("log")
     device = accelerator.device
+    _renew(pipeline, recipe.fresh)
     tiles = tiles.to(device)
     degradation = Degradation(DegradationConfig.from_dict(recipe.degradation))
     stage: Stage = STAGES[recipe.stage](pipeline, tiles, degradation, **recipe.options)
@@ -132,6 +139,15 @@ def train(
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return history
+
+
+def _renew(pipeline: PatchScalerPipeline, names: Sequence[str]) -> None:
+    """Give networks the weights that their constructors give; InputError for a name that is none of theirs."""
+    for name in names:
+        network = pipeline.networks.get(name)
+        if not isinstance(network, ModelMixin):
+            raise InputError(f"no network {name!r} can begin anew; there are {', '.join(pipeline.networks)}")
+        setattr(pipeline, name, type(network).from_config(network.config))  # type: ignore[attr-defined]
 
 
 def _optimizer(stage: Stage, recipe: Recipe, device: torch.device) -> torch.optim.AdamW:

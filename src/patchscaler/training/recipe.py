@@ -20,6 +20,7 @@ class Recipe:
     Attributes:
         stage: a key of `stages.STAGES`.
         options: arguments of the stage's constructor.
+        fresh: networks that begin anew instead of where `--init` left them, such as patch_dit.
         degradation: fields of `DegradationConfig` that differ from its defaults.
         iterations: optimiser steps, at most.
         minutes: wall-clock minutes, at most; 0 sets no limit.
@@ -44,6 +45,7 @@ class Recipe:
 
     stage: str
     options: dict[str, Any] = field(default_factory=dict)
+    fresh: list[str] = field(default_factory=list)
     degradation: dict[str, Any] = field(default_factory=dict)
     iterations: int = 1000
     minutes: float = 0.0
