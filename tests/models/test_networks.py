@@ -92,22 +92,6 @@ def test_denoiser_patches_do_not_see_each_other(pipeline):
     assert (other - together).abs().max() > 1e-5, "the denoiser must read its prompt"
 
 
-@pytest.mark.parametrize("scale", [-1.0, -100.0])
-@torch.no_grad()
-def test_a_denoiser_cannot_silence_itself(scale, make_pipeline):
-    dit = make_pipeline().patch_dit
-    x, y = torch.randn(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    condition, prompt = (
-        dit.condition_tokens(torch.zeros(3, 12, 16, 16)),
-        dit.prompt_cache(torch.zeros(3, 5, 32)),
-    )
-    modulation = dit.out_modulation[1]
-    torch.nn.init.zeros_(modulation.weight)
-    torch.nn.init.constant_(modulation.bias[:32], scale)  # the first half is the scale
-    moved = dit(x, y, condition, prompt, torch.full((3,), 0.5), torch.full((3,), 0.9)) - y
-    assert (moved[0] - moved[1]).std() > 1e-3, "what it says must still depend on what it sees"
-
-
 def test_texture_keys_have_unit_length(pipeline):
     texture = pipeline.texture_classifier(torch.randn(5, 4, 16, 16))
     torch.testing.assert_close(texture.key.norm(dim=1), torch.ones(5))

@@ -54,9 +54,6 @@ class ConditionStem(nn.Module):
 class PatchDiT(ModelMixin, ConfigMixin):
     """Predicts x_0 of a patch from (x_t, y_0, t, T, texture prompt), as a correction of y_0.
 
-    The last scale lies between 1/2 and 3/2. If it could fall to 0, a denoiser that does harm for a while would silence
-    itself by it, and from then on hear no gradient.
-
     The parts that do not change from step to step, `condition_tokens` and `prompt_cache`, are computed once per
     patch and handed to every call.
 
@@ -143,7 +140,7 @@ class PatchDiT(ModelMixin, ConfigMixin):
                 cache, crossed = (prompt[crossed, 0], prompt[crossed, 1]), crossed + 1
             tokens = block(tokens, modulation, cache)
         scale, shift = self.out_modulation(time)[:, None].chunk(2, dim=-1)
-        out = self.out(self.out_norm(tokens) * (1 + scale.tanh() / 2) + shift)
+        out = self.out(self.out_norm(tokens) * (1 + scale) + shift)
         return y + untokenize(out, self.latent_channels, self.token_size)
 
 

@@ -41,8 +41,8 @@ class FinetuneStage(DiffusionStage):
         decoder: pace of the decoder, the denoiser's being 1; 0 leaves it as it is. If it learns, what counts as real
             is the image, else the decoded x_HR: the discriminator is to see what those who learn do wrong, not what a
             frozen decoder does.
-        restoration: pace of the restoration module; if it learns, the loss of its own stage is added to what it is told
-            by all images. Its confidence hears of its own loss alone.
+        restoration: pace of the restoration module; if it learns, the loss of its own stage is added. Of images it
+            hears only through those decoded from y_0: what it learns from them is lost to the denoiser.
         faithful, clean, bare: shares of the images decoded from y_0, from x_HR, and from x_HR without the LR image, if
             the decoder learns.
 
@@ -97,12 +97,14 @@ class FinetuneStage(DiffusionStage):
         return next((pace for part, pace in self.paces.items() if name.startswith(part)), 1.0)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Logs]:
-        """Loss of the decoded images, whatever they are decoded from, and of the latents of those that are sampled."""
+        """Loss of the decoded images, whatever they are decoded from, and of the latents of those that are sampled.
+
+        Logged besides is how far the denoiser moves patches, as a share of what y_0 is from x_0: near 0 it is silent.
+        """
         lr, degraded, target = self.pair(batch, generator)
         restored = self.restoration(degraded, lr)
         bare, clean, plain = (round(share * len(lr)) for share in accumulate(self.shares))
-        latent, confidence, features = (values[plain:] for values in restored)
-        known = Restored(latent, confidence.detach(), features)
+        known = Restored(*(values[plain:].detach() for values in restored))
         y, x = self.cut(known.latent), self.cut(target[plain:])
         condition, prompt = self.condition(known, lr[plain:], y, batch.sources[plain:], generator)
         estimate = self._roll_out(y, condition, prompt, generator)
@@ -120,7 +122,8 @@ class FinetuneStage(DiffusionStage):
                 real = self.autoencoder.decode(target, lr).float()
         loss, logs = self.image_loss(kinds, batch.images, generator, self.adversary, real)
         error = F.l1_loss(estimate.float(), x.float())
-        loss, logs = loss + self.latent * error, logs | {"latent": error}
+        moved = (estimate.float() - y.float()).detach().norm() / (x.float() - y.float()).norm()
+        loss, logs = loss + self.latent * error, logs | {"latent": error, "moved": moved}
         if self.paces["restoration."]:
             own, more = restoration_loss(restored, target)
             loss, logs = loss + own, logs | more
