@@ -72,12 +72,22 @@ def test_a_step_must_gain_its_price():
         Path(0.43, 1): 1 - 0.015 * easy,
         Path(0.9, 2): 1 - 0.02 * easy - 0.0005 * (1 - easy),
     }
-    found = Calibration(quality, distance, torch.zeros(4), torch.zeros(4))
+    found = Calibration(quality, distance, torch.zeros(4), torch.zeros(4, dtype=torch.int64))
     counts = {
         name: [path.steps for path in choose(found, (0.5, 0.5), price).paths]
         for name, price in PRICES.items()
     }
     assert counts == {"fast": [1, 0], "balanced": [2, 0], "best": [2, 2]}
+
+
+@pytest.mark.parametrize(("spread", "steps"), [(0.005, [1]), (0.05, [0])])
+def test_a_gain_must_be_certain(spread, steps):
+    """One step gains 1 % on the mean of 16 images of two patches; by chance or not."""
+    image = torch.arange(16).repeat_interleave(2)
+    gain = 0.01 + spread * (-1.0) ** image
+    distance = {NOTHING: torch.ones(32), Path(0.43, 1): 1 - gain}
+    plan = choose(Calibration(torch.rand(32), distance, torch.zeros(32), image), (1.0,), 0.0)
+    assert [path.steps for path in plan.paths] == steps
 
 
 def test_best_takes_the_best_path_of_each_group(measured):

@@ -30,8 +30,8 @@ from patchscaler.sampling.grouping import Path, Plan, assign, patch_quality
 from patchscaler.sampling.patches import unfold
 
 CANDIDATES = tuple(Path(timestep, steps) for steps in (1, 2, 4) for timestep in (0.43, 0.66, 0.9))
-PRICES: Mapping[str, float] = {"fast": 0.01, "balanced": 0.001, "best": 0.0002}
-"""What a step must gain, as a share of the distance without sampling; that of `best` is above what chance gives."""
+PRICES: Mapping[str, float] = {"fast": 0.01, "balanced": 0.001, "best": 0.0}
+"""What a step must gain, as a share of the distance without sampling."""
 
 SHARES = (0.4, 0.35, 0.25)
 
@@ -188,7 +188,11 @@ def read_pairs(lr_dir: FilePath, hr_dir: FilePath, limit: int | None = None) -> 
 
 
 def choose(measured: Calibration, shares: Sequence[float], price: float) -> Plan:
-    """The plan whose groups take the path of the least distance, with the price of its steps."""
+    """The plan whose groups take the path of the least distance, with the price of its steps.
+
+    A path counts only if its gain over no step exceeds that price by two standard errors: of many paths one is a
+    little better by chance.
+    """
     nothing = Path(1.0, 0)
     plan = Plan.by_quantiles(measured.quality, shares, [nothing] * len(shares))
     groups = assign(measured.quality, plan.thresholds)
@@ -198,10 +202,23 @@ def choose(measured: Calibration, shares: Sequence[float], price: float) -> Plan
         if not own.any():
             paths.append(nothing)
             continue
-        mean = {path: float(distance[own].mean()) for path, distance in measured.distance.items()}
-        cost = {path: mean[path] + price * path.steps * mean[nothing] for path in mean}
+        plain, cost = measured.distance[nothing][own], {nothing: 0.0}
+        for path, distance in measured.distance.items():
+            lost = distance[own] - plain + price * path.steps * plain.mean()
+            if float(lost.mean()) + 2 * _standard_error(lost, measured.image[own]) < 0:
+                cost[path] = float(lost.mean())
         paths.append(min(cost, key=lambda path: (cost[path], path.steps)))
     return Plan(plan.thresholds, tuple(paths))
+
+
+def _standard_error(values: Tensor, image: Tensor) -> float:
+    """That of the mean of `values` (n,), if images (n,) are drawn and not patches; 0 if there is one image alone."""
+    sums = torch.bincount(image, values - values.mean())[image.unique()]
+    return (
+        0.0
+        if len(sums) < 2
+        else float(sums.square().sum() * len(sums) / (len(sums) - 1)) ** 0.5 / len(values)
+    )
 
 
 def held_out(
