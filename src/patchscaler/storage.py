@@ -171,9 +171,7 @@ def _load_network(folder: Path, name: str) -> nn.Module:
     }
     try:
         kind = json.loads((folder / "config.json").read_text())["_class_name"]
-        if (
-            kind == "AutoencoderKL"
-        ):  # its module imports most of diffusers' models: a second for those who need it
+        if kind == "AutoencoderKL":  # it imports most of diffusers' models, which takes a second
             from patchscaler.models.kl_autoencoder import KLAutoencoder
 
             kinds["autoencoder"][kind] = KLAutoencoder

@@ -141,9 +141,9 @@ class FeedForward(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """(n, T, width) to the same shape; where no gradient is wanted the first product applies the GELU itself."""
-        widen, _, narrow = self
-        if not _infers_in_half(widen.weight):
-            return super().forward(input)
+        widen, activation, narrow = self
+        if not (isinstance(widen, nn.Linear) and _infers_in_half(widen.weight)):
+            return narrow(activation(widen(input)))
         rows, weight = input.flatten(0, -2), widen.weight.t()
         hidden = torch._addmm_activation(widen.bias, rows, weight, use_gelu=True)
         return narrow(hidden).unflatten(0, input.shape[:-1])
