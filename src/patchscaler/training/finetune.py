@@ -19,7 +19,7 @@ from patchscaler.sampling.schedule import solver_step, start_state
 from patchscaler.training.adversary import Adversary
 from patchscaler.training.diffusion import DiffusionStage
 from patchscaler.training.draws import normal_like, uniform
-from patchscaler.training.image_loss import ImageLoss
+from patchscaler.training.image_loss import ImageLoss, decode_kinds
 from patchscaler.training.losses import restoration_loss
 from patchscaler.training.stage import Logs, compact
 
@@ -111,11 +111,14 @@ class FinetuneStage(DiffusionStage):
 
         rows, cols = (side // self.pipeline.sampling.patch_size for side in target.shape[2:])
         sampled = fold(estimate, rows, cols, self.pipeline.sampling.patch_size)
-        latents = {"clean": target[bare:clean], "restored": restored.latent[clean:plain], "sampled": sampled}
-        latents = {kind: latent.to(target.dtype) for kind, latent in latents.items() if len(latent)}
-        decoded = self.autoencoder.decode(torch.cat(list(latents.values())), lr[bare:])
-        kinds = {"bare": self.autoencoder.decode(target[:bare])} if bare else {}
-        kinds |= zip(latents, decoded.split([len(latent) for latent in latents.values()]), strict=True)
+        latents = {
+            "bare": target[:bare],
+            "clean": target[bare:clean],
+            "restored": restored.latent[clean:plain],
+            "sampled": sampled,
+        }
+        latents = {kind: latent.to(target.dtype) for kind, latent in latents.items()}
+        kinds = decode_kinds(compact(self.pipeline), latents, lr)
         real = None
         if self.adversary is not None and not self.paces["autoencoder.decoder."]:
             with torch.no_grad():

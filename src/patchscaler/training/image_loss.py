@@ -9,8 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchscaler.features import EfficientNetFeatures
+from patchscaler.models.autoencoder import Autoencoder
 from patchscaler.training.adversary import Adversary
 from patchscaler.training.losses import balance_gradients, detail_ratio, lattice_loss, perceptual_loss
+
+
+def decode_kinds(autoencoder: Autoencoder, latents: Mapping[str, Tensor], lr: Tensor) -> dict[str, Tensor]:
+    """Images by kind of latents by kind, empty ones left out.
+
+    Args:
+        autoencoder: decodes; what is "bare" without the LR images.
+        latents: (b, c, H, W) by kind, those that are bare first.
+        lr: the LR images (B, 3, h, w) of all, in the same order.
+    """
+    given = {kind: latent for kind, latent in latents.items() if len(latent)}
+    bare = given.pop("bare", lr[:0])
+    decoded = autoencoder.decode(torch.cat(list(given.values())), lr[len(bare) :])
+    kinds = {"bare": autoencoder.decode(bare)} if len(bare) else {}
+    return kinds | dict(zip(given, decoded.split([len(latent) for latent in given.values()]), strict=True))
 
 
 class ImageLoss(nn.Module):

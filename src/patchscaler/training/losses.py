@@ -13,6 +13,9 @@ from patchscaler.features import EfficientNetFeatures, feature_distance
 from patchscaler.models.restoration import Restored
 from patchscaler.sampling.patches import unfold
 
+WEIGHT, ETA = 0.5, 0.1
+"""Of the confidence term, beside the L1, and the squared latent error at which confidence reaches 1."""
+
 
 def confidence_loss(confidence: Tensor, squared_error: Tensor, eta: float) -> Tensor:
     """Mean of C e^2 - eta log C, least at C = min(1, eta / e^2) (paper equation 3).
@@ -26,7 +29,7 @@ def confidence_loss(confidence: Tensor, squared_error: Tensor, eta: float) -> Te
 
 
 def restoration_loss(
-    restored: Restored, target: Tensor, weight: float = 0.5, eta: float = 0.1
+    restored: Restored, target: Tensor, weight: float = WEIGHT, eta: float = ETA
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """|y - x|_1 + weight * (C |y - x|^2 - eta log C), and what to log (paper section 3.2).
 

@@ -13,8 +13,8 @@ from patchscaler.features import EfficientNetFeatures
 from patchscaler.pipeline import PatchScalerPipeline
 from patchscaler.training.adversary import Adversary
 from patchscaler.training.draws import normal_like, uniform
-from patchscaler.training.image_loss import ImageLoss
-from patchscaler.training.losses import perceptual_loss, restoration_loss
+from patchscaler.training.image_loss import ImageLoss, decode_kinds
+from patchscaler.training.losses import ETA, WEIGHT, perceptual_loss, restoration_loss
 from patchscaler.training.stage import Logs, Stage, compact, encoders
 
 
@@ -111,8 +111,8 @@ class RestorationStage(Stage):
         pipeline: PatchScalerPipeline,
         tiles: TileSet,
         degradation: Degradation,
-        weight: float = 0.5,
-        eta: float = 0.1,
+        weight: float = WEIGHT,
+        eta: float = ETA,
     ) -> None:
         super().__init__(pipeline, tiles, degradation)
         self.restoration = pipeline.restoration
@@ -194,11 +194,9 @@ class DecoderStage(Stage):
         lr, degraded, target = self.pair(batch, generator)
         restored = self.restoration(degraded, lr)
         bare, clean = round(self.bare * len(lr)), round((self.bare + self.clean) * len(lr))
-        decoded = {"bare": self.autoencoder.decode(target[:bare])} if bare else {}
-        latent = torch.cat((target[bare:clean], restored.latent[clean:]))
-        sharp, coarse = self.autoencoder.decode(latent, lr[bare:]).split((clean - bare, len(lr) - clean))
-        decoded |= ({"clean": sharp} if len(sharp) else {}) | {"restored": coarse}
-        loss, logs = self.image_loss(decoded, batch.images, generator, self.adversary)
+        latents = {"bare": target[:bare], "clean": target[bare:clean], "restored": restored.latent[clean:]}
+        kinds = decode_kinds(self.autoencoder, latents, lr)
+        loss, logs = self.image_loss(kinds, batch.images, generator, self.adversary)
         if self.restoration_pace:
             own, more = restoration_loss(restored, target)
             loss, logs = loss + own, logs | more
