@@ -28,9 +28,9 @@ class FinetuneStage(DiffusionStage):
     """Patch-DiT at its paths: roll out to a random step, decode that estimate of x_0, learn from the image.
 
     The steps before the chosen one run without gradient. Patches of one image take different paths, so that the
-    losses on the decoded image see the seams between them. Decoder and restoration module may learn along; then some
-    images are decoded from y_0, so that a patch that takes no step stays faithful, and some from x_HR, so that the
-    decoder keeps drawing true latents sharply.
+    losses on the decoded image see the seams between them. Decoder and restoration module may learn along. If the
+    decoder does, some images are decoded from y_0, so that a patch that takes no step stays faithful, and some from
+    x_HR, so that it keeps drawing true latents sharply.
 
     Args:
         pipeline, tiles, degradation, drop_prompt: as in `DiffusionStage`.
@@ -41,8 +41,8 @@ class FinetuneStage(DiffusionStage):
         decoder: pace of the decoder, the denoiser's being 1; 0 leaves it as it is. If it learns, what counts as real
             is the image, else the decoded x_HR: the discriminator is to see what those who learn do wrong, not what a
             frozen decoder does.
-        restoration: pace of the restoration module; if it learns, the loss of its own stage is added. Of images it
-            hears only through those decoded from y_0: what it learns from them is lost to the denoiser.
+        restoration: pace of the restoration module; if it learns, it is by the loss of its own stage. Of images it
+            hears nothing: what it would learn from them is lost to the denoiser.
         faithful, clean, bare: shares of the images decoded from y_0, from x_HR, and from x_HR without the LR image, if
             the decoder learns.
 
@@ -114,7 +114,7 @@ class FinetuneStage(DiffusionStage):
         latents = {
             "bare": target[:bare],
             "clean": target[bare:clean],
-            "restored": restored.latent[clean:plain],
+            "restored": restored.latent[clean:plain].detach(),
             "sampled": sampled,
         }
         latents = {kind: latent.to(target.dtype) for kind, latent in latents.items()}
