@@ -75,7 +75,7 @@ def test_a_step_must_gain_its_price():
     found = Calibration(quality, distance, torch.zeros(4), torch.zeros(4, dtype=torch.int64))
     counts = {
         name: [path.steps for path in choose(found, (0.5, 0.5), price).paths]
-        for name, price in PRICES.items()
+        for name, price in PRICES["distance"].items()
     }
     assert counts == {"fast": [1, 0], "balanced": [2, 0], "best": [2, 2]}
 
@@ -117,6 +117,14 @@ def test_a_path_that_gives_the_truth_is_chosen(pipeline, images):
     result = calibrate(pipeline, pairs, candidates=CANDIDATES)
     assert result.plans["best"].paths == (Path(0.9, 2),) * 3
     assert result.comparison[-1]["pgs"] == pytest.approx(0, abs=1e-6)
+
+
+def test_by_detail_the_path_that_has_as_much_as_the_truth_is_chosen_where_there_is_detail(pipeline, images):
+    pairs = pairs_made_by(pipeline, images, Plan.uniform(0.9, 2))
+    result = calibrate(pipeline, pairs, measure="detail", candidates=CANDIDATES)
+    assert Path(0.9, 2) in result.plans["best"].paths
+    assert float(result.distance[Path(0.9, 2)].max()) == 0 < float(result.distance[NOTHING].max())
+    assert int((result.distance[NOTHING] > 0).sum()) <= 2 + 1  # of 4 and 3 patches, the half with most of it
 
 
 def test_fewer_steps_win_where_more_gain_nothing(pipeline, images):

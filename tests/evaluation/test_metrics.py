@@ -81,6 +81,16 @@ def test_detail_energy_uses_the_richer_half_of_the_patches():
     assert metrics.detail_energy(image, truth) < -50
 
 
+def test_detail_errors_are_what_detail_energy_is_the_mean_of():
+    truth = noise((256, 384, 3), 80, 170)
+    truth[:, :128] = 100  # two of six patches have least detail, and one more is left out
+    blurred = np.asarray(Image.fromarray(truth).filter(ImageFilter.GaussianBlur(1)))
+    errors = metrics.detail_errors(blurred, truth)
+    assert errors.shape == (6,) and (errors == 0).sum() == 3 and not errors[[0, 3]].any()
+    assert -errors[errors > 0].mean() == pytest.approx(metrics.detail_energy(blurred, truth))
+    assert metrics.detail_errors(truth, blurred).max() > 10, "too much is an error, too"
+
+
 def test_seam_power_sees_a_grid_of_patches_and_nothing_else():
     smooth = np.asarray(Image.fromarray(noise((512, 512, 3))).filter(ImageFilter.GaussianBlur(2))).astype(int)
 

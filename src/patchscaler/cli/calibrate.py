@@ -29,6 +29,9 @@ def calibrate(
             metavar="T:N,...", help="Paths to try: where they start and their steps; 9 if not given."
         ),
     ] = None,
+    by: Annotated[
+        str, typer.Option(help="What steps are to gain: distance (deep features) or detail (its energy).")
+    ] = "distance",
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many images only.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = Precision.auto,
@@ -37,6 +40,8 @@ def calibrate(
     """Choose the paths of `fast`, `balanced` and `best` by their measured gain; needs the extra `train`."""
     if report is not None and report.is_dir():
         raise InputError(f"{report} is a folder; --report names a file")
+    if by not in ("distance", "detail"):
+        raise InputError(f"--by takes distance or detail, not {by!r}")
 
     from patchscaler.evaluation.calibrate import CANDIDATES, parse_paths, read_pairs, to_chart, to_markdown
     from patchscaler.evaluation.calibrate import calibrate as measure
@@ -47,7 +52,7 @@ def calibrate(
     pairs = read_pairs(lr_dir, hr_dir, limit)
     pipeline = PatchScalerPipeline.from_pretrained(model.absolute(), device=device, dtype=dtype.value)
     with counting_bar("outputs") as progress:
-        measured = measure(pipeline, pairs, candidates=candidates, seed=seed, progress=progress)
+        measured = measure(pipeline, pairs, measure=by, candidates=candidates, seed=seed, progress=progress)
     write_plans(model, measured.plans)
     tables = to_markdown(measured)
     if report is not None:

@@ -1,8 +1,9 @@
 """Calibration: which path (T, N) pays for which difficulty, measured on validation images.
 
-Every candidate path is run on all patches; each 128-pixel patch of the output is compared with the truth by the deep
-feature distance. A step has a price, which depends on the quality: each group takes the path whose gain over no step at
-all exceeds the price of its steps by most. A young denoiser that gains nothing is thereby given no steps.
+Every candidate path is run on all patches; each 128-pixel patch of the output is compared with the truth, by the deep
+feature distance or by the detail that it lacks. A step has a price, which depends on the quality: each group takes the
+path whose gain over no step at all exceeds the price of its steps by most. A young denoiser that gains nothing is
+thereby given no steps.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,10 +31,19 @@ from patchscaler.sampling.grouping import Path, Plan, assign, patch_quality
 from patchscaler.sampling.patches import unfold
 
 CANDIDATES = tuple(Path(timestep, steps) for steps in (1, 2, 4) for timestep in (0.43, 0.66, 0.9))
-PRICES: Mapping[str, float] = {"fast": 0.01, "balanced": 0.001, "best": 0.0}
-"""What a step must gain, as a share of the distance without sampling."""
+Measure = Literal["distance", "detail"]
+"""What of a patch is to become less: its deep feature distance, or the dB of detail that it lacks or has too much."""
+
+PRICES: Mapping[Measure, Mapping[str, float]] = {
+    "distance": {"fast": 0.01, "balanced": 0.001, "best": 0.0},
+    "detail": {"fast": 0.2, "balanced": 0.1, "best": 0.01},
+}
+"""What a step must gain, as a share of the measure without sampling."""
 
 SHARES = (0.4, 0.35, 0.25)
+
+Judge = Callable[[Tensor, int], Callable[[Tensor], Tensor]]
+"""Takes the truth (3, H, W) and the side of a patch, and gives what measures the patches (n,) of an image beside it."""
 
 
 @dataclass
@@ -42,7 +52,8 @@ class Calibration:
 
     Attributes:
         quality: mean confidence (n,) of every validation patch.
-        distance: deep feature distance (n,) of every patch, by path.
+        distance: the measure (n,) of every patch, by path; lower is better.
+        measure: which it is.
         variance: of the LR pixels under every patch (n,).
         image: number of the image (n,) that every patch is of.
         plans: the chosen plan of each named quality.
@@ -53,6 +64,7 @@ class Calibration:
     distance: dict[Path, Tensor]
     variance: Tensor
     image: Tensor
+    measure: Measure = "distance"
     plans: dict[str, Plan] = field(default_factory=dict)
     comparison: list[dict[str, Any]] = field(default_factory=list)
 
@@ -62,6 +74,7 @@ def calibrate(
     pipeline: PatchScalerPipeline,
     pairs: Sequence[tuple[Tensor, Tensor]],
     *,
+    measure: Measure = "distance",
     candidates: Sequence[Path] = CANDIDATES,
     shares: Sequence[float] = SHARES,
     seed: int = 0,
@@ -72,6 +85,7 @@ def calibrate(
     Args:
         pipeline: the model; not changed.
         pairs: LR (3, h, w) and HR (3, 4h, 4w) images in [0, 1]; sides that are whole patches.
+        measure: by what paths are chosen.
         candidates: paths to try, beside taking no step.
         shares: share of the patches in each group, simplest first.
         seed: fixes the noise.
@@ -88,19 +102,17 @@ def calibrate(
         )
     if any(hr.shape[1:] != (SCALE * lr.shape[1], SCALE * lr.shape[2]) for lr, hr in pairs):
         raise InputError(f"the truth of a calibration image must be {SCALE} times as large as it is")
-    judge = DeepFeatureDistance().to(pipeline.device)
+    judge = _by_detail if measure == "detail" else _by_distance(pipeline.device)
     paths = tuple(dict.fromkeys((Path(1.0, 0), *candidates)))
     distances: dict[Path, list[Tensor]] = {path: [] for path in paths}
     qualities = []
     for number, (lr, hr) in enumerate(pairs):
-        truth = judge.features(unfold(hr[None].to(pipeline.device), pixels, pixels))
+        lost = judge(hr, pixels)
         restored = RestoredImage(pipeline, lr, seed)
         qualities.append(patch_quality(restored.confidence, size, size).cpu())
         for done, path in enumerate(paths):
             result = restored.upscale(Plan((), (path,)))
-            image = (result.image[None].to(pipeline.device) * 255).round() / 255
-            features = judge.features(unfold(image, pixels, pixels))
-            distances[path].append(feature_distance(features, truth).cpu())
+            distances[path].append(lost((result.image * 255).round() / 255))
             if progress is not None:
                 progress(number * len(paths) + done + 1, len(pairs) * len(paths))
     variance = [_lr_variance(lr, pixels // SCALE) for lr, _ in pairs]
@@ -109,8 +121,9 @@ def calibrate(
         {path: torch.cat(found) for path, found in distances.items()},
         torch.cat(variance),
         torch.cat([torch.full((len(own),), number) for number, own in enumerate(variance)]),
+        measure,
     )
-    for name, price in PRICES.items():
+    for name, price in PRICES[measure].items():
         measured.plans[name] = choose(measured, shares, price)
     measured.comparison = [_compare(name, plan, measured) for name, plan in measured.plans.items()]
     return measured
@@ -152,7 +165,8 @@ def to_chart(measured: Calibration) -> str:
     """Quality against cost as an SVG picture."""
     found = tradeoff.curves(measured.distance, measured.quality, measured.variance)
     points = {name: [(point.steps, point.distance) for point in curve] for name, curve in found.items()}
-    return line_chart(points, "mean steps a patch", "deep feature distance, lower is better")
+    label = "deep feature distance" if measured.measure == "distance" else "detail off by, dB"
+    return line_chart(points, "mean steps a patch", f"{label}, lower is better")
 
 
 def parse_paths(text: str) -> tuple[Path, ...]:
@@ -222,7 +236,9 @@ def _standard_error(values: Tensor, image: Tensor) -> float:
 
 
 def held_out(
-    measured: Calibration, shares: Sequence[float] = SHARES, prices: Mapping[str, float] = PRICES
+    measured: Calibration,
+    shares: Sequence[float] = SHARES,
+    prices: Mapping[str, float] | None = None,
 ) -> dict[str, dict[str, metrics.Interval]]:
     """Distance of PGS less that of its rivals at equal mean steps, on images that chose none of the paths.
 
@@ -233,7 +249,7 @@ def held_out(
     """
     images = int(measured.image.max()) + 1
     found = {}
-    for name, price in prices.items():
+    for name, price in (prices or PRICES[measured.measure]).items():
         gaps: dict[str, list[float]] = {}
         for half in (0, 1):
             mine, other = (_part(measured, measured.image % 2 == side) for side in (half, 1 - half))
@@ -252,7 +268,9 @@ def held_out(
 
 def _part(measured: Calibration, where: Tensor) -> Calibration:
     distance = {path: values[where] for path, values in measured.distance.items()}
-    return Calibration(measured.quality[where], distance, measured.variance[where], measured.image[where])
+    return Calibration(
+        measured.quality[where], distance, measured.variance[where], measured.image[where], measured.measure
+    )
 
 
 def _compare(name: str, plan: Plan, measured: Calibration) -> dict[str, Any]:
@@ -288,6 +306,32 @@ def _uniform_at(steps: float, measured: Calibration, chosen_on: Calibration) -> 
     above = min(count for count in best if count >= steps)
     share = 0.0 if above == below else (steps - below) / (above - below)
     return measured.distance[best[below]] * (1 - share) + measured.distance[best[above]] * share
+
+
+def _by_distance(device: torch.device) -> Judge:
+    judge = DeepFeatureDistance().to(device)
+
+    def judged(truth: Tensor, pixels: int) -> Callable[[Tensor], Tensor]:
+        features = judge.features(unfold(truth[None].to(device), pixels, pixels))
+
+        def lost(image: Tensor) -> Tensor:
+            patches = unfold(image[None].to(device), pixels, pixels)
+            return feature_distance(judge.features(patches), features).cpu()
+
+        return lost
+
+    return judged
+
+
+def _by_detail(truth: Tensor, pixels: int) -> Callable[[Tensor], Tensor]:
+    def eight_bit(image: Tensor) -> np.ndarray:
+        return (image.permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
+
+    def lost(image: Tensor) -> Tensor:
+        errors = metrics.detail_errors(eight_bit(image), eight_bit(truth), pixels)
+        return torch.from_numpy(errors).float()
+
+    return lost
 
 
 def _lr_variance(lr: Tensor, size: int) -> Tensor:

@@ -65,10 +65,18 @@ def detail_energy(image: Array, truth: Array, size: int = 128) -> float:
     Averaged over the half of the patches of side `size` whose truth has most of it. Images have sides of
     `size` or more.
     """
-    energy, reference = _detail(luma(image), size), _detail(luma(truth), size)
-    richest = np.argsort(-reference, kind="stable")[: max(1, len(reference) // 2)]
-    tiny = 1e-9
-    return float(10 * np.log10((energy[richest] + tiny) / (reference[richest] + tiny)).mean())
+    return float(_detail_ratios(image, truth, size)[1].mean())
+
+
+def detail_errors(image: Array, truth: Array, size: int = 128) -> Array:
+    """What `detail_energy` is the mean of, patch by patch (n,) and without its sign: dB lacked or too much.
+
+    0 in the half of the patches whose truth has least detail.
+    """
+    richest, ratios = _detail_ratios(image, truth, size)
+    errors = np.zeros((truth.shape[0] // size) * (truth.shape[1] // size))
+    errors[richest] = np.abs(ratios)
+    return errors
 
 
 def seam_power(image: Array, reference: Array, pitch: int = 128) -> float:
@@ -165,6 +173,14 @@ def _detail(y: Array, size: int) -> Array:
     weight = ((radius >= 0.25) & (radius <= 0.5)) * mirrored
     spectrum = np.fft.rfft2(patches)
     return np.tensordot(spectrum.real**2 + spectrum.imag**2, weight, 2)
+
+
+def _detail_ratios(image: Array, truth: Array, size: int) -> tuple[Array, Array]:
+    """The half of all patches whose truth has most detail, and by how many dB the image has more of it there."""
+    energy, reference = _detail(luma(image), size), _detail(luma(truth), size)
+    richest = np.argsort(-reference, kind="stable")[: max(1, len(reference) // 2)]
+    tiny = 1e-9
+    return richest, 10 * np.log10((energy[richest] + tiny) / (reference[richest] + tiny))
 
 
 def _grid_power(y: Array, pitch: int) -> float:
