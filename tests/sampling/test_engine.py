@@ -65,7 +65,7 @@ def test_prompts_become_keys_and_values_once_a_patch(pipeline):
     crossing = [block.cross for block in pipeline.patch_dit.blocks if block.cross is not None]
     hooks = [pipeline.texture_encoder.register_forward_hook(lambda _, inputs, out: searched.append(len(out)))]
     for cross in crossing:
-        projection = cross.to_key_value
+        projection = cross.attention.to_key_value
         hooks.append(projection.register_forward_hook(lambda _, inputs, out: projected.append(len(out))))
     patches = patch_set(GROUPINGS["mixed"])
     run(pipeline, patches, sizes=(1,))

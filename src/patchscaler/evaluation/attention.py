@@ -8,10 +8,9 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from patchscaler.models.blocks import Attention
-from patchscaler.models.patch_dit import PatchDiT
+from patchscaler.models.patch_dit import PatchDiT, PromptBranch
 
 
 class Look(NamedTuple):
@@ -39,34 +38,33 @@ Looks = dict[int, list[Look]]
 """Looks at each cross-attention, by the place of its block in the denoiser, from 1."""
 
 
-def look(
-    cross: Attention, residual: Tensor, tokens: Tensor, key_value: tuple[Tensor, Tensor], k: int
-) -> Look:
+def look(branch: PromptBranch, tokens: Tensor, key_value: tuple[Tensor, Tensor], k: int) -> Look:
     """Look at one cross-attention.
 
     Args:
-        cross: the module.
-        residual: tokens (n, T, w) that its result is added to.
-        tokens: the same, normalised: what it attends from.
+        branch: the module.
+        tokens: (n, T, w), what its result is added to.
         key_value: of the prompt (n, heads, L, w / heads): k entries of equal length, then the null prompt.
         k: entries in the prompt.
     """
     key, value = key_value
-    query = cross.query_norm(cross.to_query(tokens).unflatten(-1, (cross.heads, -1))).to(key.dtype)
+    cross = branch.attention
+    query = cross.to_query(branch.norm(tokens)).unflatten(-1, (cross.heads, -1))
+    query = cross.query_norm(query).to(key.dtype)
     scores = query.transpose(1, 2).float() @ key.float().mT / key.shape[-1] ** 0.5
     probability = scores.softmax(dim=-1)
     spread = torch.special.entr(probability).sum(dim=-1).exp().mean(dim=(1, 2))
     attention = probability.mean(dim=(1, 2))
     entries = attention[:, :-1].unflatten(1, (k, -1)).sum(dim=2)
     added, null, other = (
-        cross(tokens, prompt).float()
+        branch.forward(tokens, prompt).float()  # not the call, which may be watched
         for prompt in (
             key_value,
             (key[:, :, -1:], value[:, :, -1:]),
             (key.roll(1, dims=0), value.roll(1, dims=0)),
         )
     )
-    size = residual.float().norm(dim=(1, 2))
+    size = tokens.float().norm(dim=(1, 2))
     moved, told, chosen = (part.norm(dim=(1, 2)) / size for part in (added, added - null, added - other))
     if len(chosen) == 1:
         chosen = torch.full_like(chosen, torch.nan)
@@ -79,10 +77,8 @@ def watched(denoiser: PatchDiT, k: int, looks: Looks) -> Iterator[None]:
     """While it lasts, each call of the denoiser adds a look at each of its cross-attentions."""
     hooks = []
     for number, block in enumerate(denoiser.blocks, start=1):
-        if isinstance(block.cross, Attention) and isinstance(block.cross_norm, nn.LayerNorm):
-            residual: list[Tensor] = []
-            after = partial(_after, residual, k, looks.setdefault(number, []))
-            hooks.append(block.cross_norm.register_forward_pre_hook(partial(_before, residual)))
+        if isinstance(block.cross, PromptBranch):
+            after = partial(_after, k, looks.setdefault(number, []))
             hooks.append(block.cross.register_forward_hook(after))
     try:
         yield
@@ -122,17 +118,11 @@ def to_markdown(looks: Looks) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _before(residual: list[Tensor], norm: nn.Module, inputs: tuple[Tensor]) -> None:
-    residual.append(inputs[0])
-
-
 def _after(
-    residual: list[Tensor],
     k: int,
     looks: list[Look],
-    cross: Attention,
+    branch: PromptBranch,
     inputs: tuple[Tensor, tuple[Tensor, Tensor]],
     _: Tensor,
 ) -> None:
-    if residual:  # there is none while `look` itself calls the module
-        looks.append(look(cross, residual.pop(), *inputs, k))
+    looks.append(look(branch, *inputs, k))

@@ -92,43 +92,60 @@ class GatedBlock(nn.Module):
         return x + self.out(_gate(self.feed(self.norm2(x))))
 
 
-class Attention(nn.Module):
-    """Multi-head attention with normalised queries and keys; keys and values may come from a cache."""
+class SelfAttention(nn.Module):
+    """Multi-head attention of tokens to each other, with normalised queries and keys."""
 
-    def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_query_key_value = nn.Linear(width, 3 * width)
+        self.query_norm = nn.RMSNorm(width // heads, eps=_EPS)
+        self.key_norm = nn.RMSNorm(width // heads, eps=_EPS)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, T, width) to the same shape."""
+        query, key, value = self.to_query_key_value(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        return self.project(_attend(query, key, value, self.query_norm, self.key_norm))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of tokens to others, whose keys and values are computed once."""
+
+    def __init__(self, width: int, heads: int, context_width: int) -> None:
         super().__init__()
         self.heads = heads
         self.to_query = nn.Linear(width, width)
-        self.to_key_value = nn.Linear(context_width or width, 2 * width)
+        self.to_key_value = nn.Linear(context_width, 2 * width)
         self.query_norm = nn.RMSNorm(width // heads, eps=_EPS)
         self.key_norm = nn.RMSNorm(width // heads, eps=_EPS)
         self.project = nn.Linear(width, width)
 
     def key_value(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (n, heads, L, width / heads) of context tokens (n, L, context_width)."""
+        """Keys, normalised, and values (n, heads, L, width / heads) of context tokens (n, L, context_width)."""
         key, value = self.to_key_value(context).unflatten(-1, (2, self.heads, -1)).unbind(2)
         return self.key_norm(key).to(value.dtype).transpose(1, 2), value.transpose(1, 2)
 
-    def forward(self, x: Tensor, key_value: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Attend from tokens (n, T, width) to `key_value`, or to themselves."""
-        if torch.compiler.is_compiling() and _infers_in_half(self.to_query.weight):
-            length = x.shape[1] if key_value is None else key_value[0].shape[2]
-            if max(x.shape[1], length) <= 128 and x.shape[2] // self.heads in (16, 32, 64, 128):
-                return self.project(self._attend_in_one_kernel(x, key_value))
-        key, value = key_value or self.key_value(x)
-        query = self.query_norm(self.to_query(x).unflatten(-1, (self.heads, -1))).to(key.dtype)
-        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key, value)
-        return self.project(mixed.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, key_value: tuple[Tensor, Tensor]) -> Tensor:
+        """Attend from tokens (n, T, width) to what `key_value` returned."""
+        query = self.to_query(x).unflatten(-1, (self.heads, -1))
+        key, value = (part.transpose(1, 2) for part in key_value)
+        return self.project(_attend(query, key, value, self.query_norm, None))
 
-    def _attend_in_one_kernel(self, x: Tensor, key_value: tuple[Tensor, Tensor] | None) -> Tensor:
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, query_norm: nn.RMSNorm, key_norm: nn.RMSNorm | None
+) -> Tensor:
+    """Mixed values (n, T, heads * d) of queries (n, T, heads, d), keys and values (n, L, heads, d)."""
+    few = max(query.shape[1], key.shape[1]) <= 128 and query.shape[3] in (16, 32, 64, 128)
+    if few and torch.compiler.is_compiling() and _infers_in_half(query_norm.weight):
         from patchscaler.models.fused_attention import attend  # needs Triton, which compiles the rest
 
-        query = self.to_query(x).unflatten(-1, (self.heads, -1))
-        if key_value is None:
-            key, value = self.to_key_value(x).unflatten(-1, (2, self.heads, -1)).unbind(2)
-            return attend(query, key, value, self.query_norm.weight, self.key_norm.weight, _EPS)
-        key, value = (part.transpose(1, 2) for part in key_value)
-        return attend(query, key, value, self.query_norm.weight, None, _EPS)
+        key_scale = None if key_norm is None else key_norm.weight
+        return attend(query, key, value, query_norm.weight, key_scale, _EPS)
+    query = query_norm(query).to(value.dtype).transpose(1, 2)
+    key = (key if key_norm is None else key_norm(key).to(value.dtype)).transpose(1, 2)
+    return F.scaled_dot_product_attention(query, key, value.transpose(1, 2)).transpose(1, 2).flatten(2)
 
 
 class FeedForward(nn.Sequential):

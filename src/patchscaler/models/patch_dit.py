@@ -8,16 +8,20 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from patchscaler.models.blocks import (
-    Attention,
+    CrossAttention,
     FeedForward,
     PixelUnshuffle,
     PointwiseConv,
     ResBlock,
+    SelfAttention,
     sinusoidal_embedding,
     zeroed,
 )
 from patchscaler.models.restoration import Restored
 from patchscaler.sampling.patches import tokenize, untokenize
+
+_GATE = 0.2
+"""Of a branch, at first."""
 
 
 class ConditionStem(nn.Module):
@@ -103,7 +107,6 @@ class PatchDiT(ModelMixin, ConfigMixin):
             _Block(width, heads, prompt_width if index % prompt_every == 0 else None)
             for index in range(depth)
         )
-        self.out_modulation = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(width, 2 * width)))
         self.out_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.out = zeroed(nn.Linear(width, latent_channels * area))
 
@@ -113,7 +116,9 @@ class PatchDiT(ModelMixin, ConfigMixin):
 
     def prompt_cache(self, prompt: Tensor) -> Tensor:
         """Keys and values (cross blocks, 2, n, heads, L, head width) of prompt tokens (n, L, prompt_width)."""
-        caches = [b.cross.key_value(prompt) for b in self.blocks if isinstance(b.cross, Attention)]
+        caches = [
+            b.cross.attention.key_value(prompt) for b in self.blocks if isinstance(b.cross, PromptBranch)
+        ]
         return torch.stack([torch.stack(cache) for cache in caches])
 
     def forward(
@@ -139,27 +144,45 @@ class PatchDiT(ModelMixin, ConfigMixin):
             if block.cross is not None:
                 cache, crossed = (prompt[crossed, 0], prompt[crossed, 1]), crossed + 1
             tokens = block(tokens, modulation, cache)
-        scale, shift = self.out_modulation(time)[:, None].chunk(2, dim=-1)
-        out = self.out(self.out_norm(tokens) * (1 + scale) + shift)
+        out = self.out(self.out_norm(tokens))
         return y + untokenize(out, self.latent_channels, self.token_size)
 
 
+class PromptBranch(nn.Module):
+    """What attention to the prompt adds to the tokens of a patch."""
+
+    def __init__(self, width: int, heads: int, prompt_width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.attention = CrossAttention(width, heads, prompt_width)
+        self.gate = nn.Parameter(torch.full((width,), _GATE))
+
+    def forward(self, x: Tensor, prompt: tuple[Tensor, Tensor]) -> Tensor:
+        """(n, T, width) to the same shape."""
+        return self.gate * self.norm(self.attention(self.norm(x), prompt))
+
+
 class _Block(nn.Module):
-    """Transformer block; the time modulation is shared by all blocks but for a table of offsets (arXiv 2310.00426)."""
+    """Transformer block; the time modulation is shared by all blocks but for a table of offsets (arXiv 2310.00426).
+
+    What a branch adds is normalised before its gate (arXiv 2105.13290, section 2.3). Otherwise one channel, the same in
+    all tokens, grows into the hundreds, and since tokens are normalised in the end, everything else falls silent.
+    """
 
     def __init__(self, width: int, heads: int, prompt_width: int | None) -> None:
         super().__init__()
-        self.offsets = nn.Parameter(torch.randn(6, width) / width**0.5)
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
-        self.attention = Attention(width, heads)
-        self.cross = None if prompt_width is None else Attention(width, heads, prompt_width)
-        self.cross_norm = None if prompt_width is None else nn.LayerNorm(width)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+        offsets = torch.randn(6, width) / width**0.5
+        offsets[[2, 5]] = _GATE
+        self.offsets = nn.Parameter(offsets)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.attention = SelfAttention(width, heads)
+        self.cross = None if prompt_width is None else PromptBranch(width, heads, prompt_width)
         self.feed = FeedForward(width)
 
     def forward(self, x: Tensor, modulation: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
         scale1, shift1, gate1, scale2, shift2, gate2 = (modulation + self.offsets)[:, :, None].unbind(1)
-        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1)
-        if self.cross is not None and self.cross_norm is not None:
-            x = x + self.cross(self.cross_norm(x), prompt)
-        return x + gate2 * self.feed(self.norm2(x) * (1 + scale2) + shift2)
+        norm = self.norm
+        x = x + gate1 * norm(self.attention(norm(x) * (1 + scale1) + shift1))
+        if self.cross is not None and prompt is not None:
+            x = x + self.cross(x, prompt)
+        return x + gate2 * norm(self.feed(norm(x) * (1 + scale2) + shift2))

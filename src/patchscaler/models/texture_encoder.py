@@ -7,7 +7,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from patchscaler.models.blocks import Attention, FeedForward, sinusoidal_embedding, zeroed
+from patchscaler.models.blocks import FeedForward, SelfAttention, sinusoidal_embedding, zeroed
 from patchscaler.sampling.patches import tokenize
 
 
@@ -73,7 +73,7 @@ class _Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = SelfAttention(width, heads)
         self.norm2 = nn.LayerNorm(width)
         self.feed = FeedForward(width, 2)
 
