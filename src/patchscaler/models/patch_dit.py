@@ -165,8 +165,8 @@ class PromptBranch(nn.Module):
 class _Block(nn.Module):
     """Transformer block; the time modulation is shared by all blocks but for a table of offsets (arXiv 2310.00426).
 
-    What a branch adds is normalised before its gate (arXiv 2105.13290, section 2.3). Otherwise one channel, the same in
-    all tokens, grows into the hundreds, and since tokens are normalised in the end, everything else falls silent.
+    What a branch adds is normalised before its gate (arXiv 2105.13290, section 2.3): else its weights make one channel,
+    the same in all tokens, grow by hundreds, and since tokens are normalised before they are read, all else is lost.
     """
 
     def __init__(self, width: int, heads: int, prompt_width: int | None) -> None:
