@@ -51,6 +51,16 @@ def test_paths_can_be_chosen(run, model, folders):
         assert "path" in result.stderr
 
 
+def test_the_measure_can_be_chosen(run, model, folders):
+    words = ("calibrate", *folders, "--model", model, "--device", "cpu", "--paths", "0.5:1")
+    tables = {by: run(*words, "--by", by) for by in ("distance", "detail")}
+    assert all(result.exit_code == 0 for result in tables.values())
+    assert tables["distance"].stdout == run(*words).stdout != tables["detail"].stdout
+    result = run(*words, "--by", "taste")
+    assert result.exit_code == 2
+    assert "distance or detail" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("model_name", "resize", "reason"),
     [

@@ -327,9 +327,10 @@ def _by_detail(truth: Tensor, pixels: int) -> Callable[[Tensor], Tensor]:
     def eight_bit(image: Tensor) -> np.ndarray:
         return (image.permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
 
+    reference = eight_bit(truth)
+
     def lost(image: Tensor) -> Tensor:
-        errors = metrics.detail_errors(eight_bit(image), eight_bit(truth), pixels)
-        return torch.from_numpy(errors).float()
+        return torch.from_numpy(metrics.detail_errors(eight_bit(image), reference, pixels)).float()
 
     return lost
 
