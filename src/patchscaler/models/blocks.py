@@ -148,6 +148,38 @@ def _attend(
     return F.scaled_dot_product_attention(query, key, value.transpose(1, 2)).transpose(1, 2).flatten(2)
 
 
+class Standardise(nn.Module):
+    """Each channel of tokens to mean 0 and deviation 1: of the batch in training, and of the batches seen after it.
+
+    A layer norm lets one channel, the same in all tokens, drown the others; here none can be larger than the rest, and
+    what all tokens share goes. In use it is one product and one sum for each channel, whatever the batch.
+
+    Args:
+        width: channels.
+        pace: share of each new batch in the running statistics.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, width: int, pace: float = 0.01) -> None:
+        super().__init__()
+        self.pace = pace
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, T, width) to the same shape."""
+        mean, variance = self.mean, self.variance
+        if self.training:
+            variance, mean = torch.var_mean(x.float(), dim=(0, 1), correction=0)
+            with torch.no_grad():
+                self.mean.lerp_(mean, self.pace)
+                self.variance.lerp_(variance, self.pace)
+        scale = (variance.float() + _EPS).rsqrt()
+        return x * scale.to(x.dtype) - (mean * scale).to(x.dtype)
+
+
 class FeedForward(nn.Sequential):
     """Two-layer perceptron on tokens (n, T, width)."""
 

@@ -14,6 +14,7 @@ from patchscaler.models.blocks import (
     PointwiseConv,
     ResBlock,
     SelfAttention,
+    Standardise,
     sinusoidal_embedding,
     zeroed,
 )
@@ -101,6 +102,7 @@ class PatchDiT(ModelMixin, ConfigMixin):
         self.embed_condition = nn.Linear((latent_channels + stem_channels) * area, width)
         self.embed = nn.Linear(latent_channels * area, width)
         self.position = nn.Parameter(torch.randn(self.side**2, width) * 0.02)
+        self.standard = Standardise(width)
         self.time = nn.Sequential(nn.Linear(512, width), nn.SiLU(), nn.Linear(width, width))
         self.modulation = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(width, 6 * width)))
         self.blocks = nn.ModuleList(
@@ -137,7 +139,7 @@ class PatchDiT(ModelMixin, ConfigMixin):
         times = sinusoidal_embedding(torch.stack((timestep, start), dim=1), 256).flatten(1)
         time = self.time(times.to(condition.dtype))
         modulation = self.modulation(time).unflatten(-1, (6, -1))
-        tokens = self.embed(tokenize(x, self.token_size)) + condition
+        tokens = self.standard(self.embed(tokenize(x, self.token_size)) + condition)
         crossed = 0
         for block in self.blocks:
             cache = None
@@ -155,18 +157,19 @@ class PromptBranch(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.attention = CrossAttention(width, heads, prompt_width)
+        self.standard = Standardise(width)
         self.gate = nn.Parameter(torch.full((width,), _GATE))
 
     def forward(self, x: Tensor, prompt: tuple[Tensor, Tensor]) -> Tensor:
         """(n, T, width) to the same shape."""
-        return self.gate * self.norm(self.attention(self.norm(x), prompt))
+        return self.gate.tanh() * self.standard(self.attention(self.norm(x), prompt))
 
 
 class _Block(nn.Module):
     """Transformer block; the time modulation is shared by all blocks but for a table of offsets (arXiv 2310.00426).
 
-    What a branch adds is normalised before its gate (arXiv 2105.13290, section 2.3): else its weights make one channel,
-    the same in all tokens, grow by hundreds, and since tokens are normalised before they are read, all else is lost.
+    What a branch adds is standardised over the training batch, and its gate is bounded: else its weights make one channel,
+    the same in all tokens, grow by thousands, and since tokens are normalised before they are read, all else is lost.
     """
 
     def __init__(self, width: int, heads: int, prompt_width: int | None) -> None:
@@ -176,13 +179,16 @@ class _Block(nn.Module):
         self.offsets = nn.Parameter(offsets)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.attention = SelfAttention(width, heads)
+        self.mixed = Standardise(width)
         self.cross = None if prompt_width is None else PromptBranch(width, heads, prompt_width)
         self.feed = FeedForward(width)
+        self.fed = Standardise(width)
 
     def forward(self, x: Tensor, modulation: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
-        scale1, shift1, gate1, scale2, shift2, gate2 = (modulation + self.offsets)[:, :, None].unbind(1)
+        modulation = (modulation + self.offsets).tanh()
+        scale1, shift1, gate1, scale2, shift2, gate2 = modulation[:, :, None].unbind(1)
         norm = self.norm
-        x = x + gate1 * norm(self.attention(norm(x) * (1 + scale1) + shift1))
+        x = x + gate1 * self.mixed(self.attention(norm(x) * (1 + scale1) + shift1))
         if self.cross is not None and prompt is not None:
             x = x + self.cross(x, prompt)
-        return x + gate2 * norm(self.feed(norm(x) * (1 + scale2) + shift2))
+        return x + gate2 * self.fed(self.feed(norm(x) * (1 + scale2) + shift2))
