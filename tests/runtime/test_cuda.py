@@ -82,34 +82,47 @@ def test_compiled_code_gives_what_kernels_give(on_gpu, images):
 
 
 @torch.inference_mode()
-def test_each_part_compiled_gives_what_it_gives_as_it_is(on_gpu, photo):
+def test_each_part_compiled_is_as_near_to_float32_as_it_is_uncompiled(on_gpu, make_pipeline, photo):
     """One by one: in the sum of all a part that is wrong in a few places could pass."""
-    dit, compiled = on_gpu.patch_dit, Runner(on_gpu.device, compile=True)
+    exact, compiled = make_pipeline().to("cuda", torch.float32), Runner(on_gpu.device, compile=True)
+    compiled_parts = set()
+
+    def error(values, truth):
+        return float((values.float() - truth.float()).norm() / truth.float().norm().clamp(min=1e-6))
 
     def agreed(name, part, *inputs):
-        expected = part(*inputs)
+        truth = part(exact)(*(x.float() if x.is_floating_point() else x for x in inputs))
+        plain, ran = part(on_gpu)(*inputs), part(on_gpu)
         for _ in range(3):  # as it is, captured, replayed
-            for one, other in zip(compiled(name, part, *inputs), expected, strict=True):
-                torch.testing.assert_close(one.float(), other.float(), atol=0.02, rtol=0.02)
-        return expected
+            for one, other, value in zip(compiled(name, ran, *inputs), plain, truth, strict=True):
+                assert error(one, value) <= 1.5 * error(other, value) + 2e-3, name
+        compiled_parts.add(name)
+        return plain
 
     lr = photo[None, :, :64, :64].cuda().half().contiguous(memory_format=torch.channels_last)
-    (latent,) = agreed("encode", partial(encode_part, on_gpu), lr)
-    _, condition, _ = agreed("condition", partial(condition_part, on_gpu), latent, lr)
+    (latent,) = agreed("encode", lambda model: partial(encode_part, model), lr)
+    _, condition, _ = agreed("condition", lambda model: partial(condition_part, model), latent, lr)
     patches = unfold(condition, 16, 16)
     count = len(patches)
     start, steps = (torch.full((count,), value, device="cuda") for value in (0.9, 2.0))
     seed, row, col = torch.tensor([[-1] * count, range(count), range(count)], device="cuda")
-    prepare = partial(
-        prepare_batch, dit, on_gpu.null_prompt
-    )  # which of two alike entries is found may turn on rounding
-    state, tokens, prompt = agreed("prepare", prepare, patches, start, seed, row, col)
-    found = on_gpu.texture_memory.search(on_gpu.texture_classifier(patches[:, : dit.latent_channels]).key, 3)
-    agreed("prompt", lambda *found: (on_gpu.texture_encoder(*found),), found.patches, found.similarity)
-    y = patches[:, : dit.latent_channels].contiguous()
-    step = partial(step_batch, dit, on_gpu.sampling.shortcut)
-    agreed("step", step, prompt, steps[0], state, y, tokens, start, steps)
-    agreed("decode", partial(decode_part, on_gpu), latent, lr)
+
+    def prepare(model):  # which of two alike entries is found may turn on rounding
+        return partial(prepare_batch, model.patch_dit, model.null_prompt)
+
+    def prompt(model):
+        return lambda *found: (model.texture_encoder(*found),)
+
+    def step(model):
+        return partial(step_batch, model.patch_dit, model.sampling.shortcut)
+
+    state, tokens, cache = agreed("prepare", prepare, patches, start, seed, row, col)
+    y = patches[:, : on_gpu.patch_dit.latent_channels].contiguous()
+    found = on_gpu.texture_memory.search(on_gpu.texture_classifier(y).key, 3)
+    agreed("prompt", prompt, found.patches, found.similarity)
+    agreed("step", step, cache, steps[0], state, y, tokens, start, steps)
+    agreed("decode", lambda model: partial(decode_part, model), latent, lr)
+    assert compiled.seconds["compile"] > 0 and len(compiled_parts) == 6
 
 
 @pytest.mark.parametrize(("tokens", "length"), [(64, None), (48, None), (64, 49), (64, 1), (16, 97)])

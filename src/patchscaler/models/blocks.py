@@ -177,7 +177,7 @@ class Standardise(nn.Module):
                 self.mean.lerp_(mean, self.pace)
                 self.variance.lerp_(variance, self.pace)
         scale = (variance.float() + _EPS).rsqrt()
-        return x * scale.to(x.dtype) - (mean * scale).to(x.dtype)
+        return torch.addcmul((-mean * scale).to(x.dtype), x, scale.to(x.dtype))
 
 
 class FeedForward(nn.Sequential):
