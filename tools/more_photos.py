@@ -60,7 +60,7 @@ class Seen:
 
 def to_rgb(image: Image.Image) -> Image.Image | None:
     """The image oriented and in sRGB; none where part of it is transparent or it is grey or has a palette."""
-    clear = image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255
+    clear = image.mode == "RGBA" and bool((np.asarray(image)[..., 3] < 255).any())
     if clear or image.mode not in ("RGB", "RGBA", "CMYK"):
         return None
     image, profile = ImageOps.exif_transpose(image), image.info.get("icc_profile")

@@ -168,8 +168,9 @@ class PromptBranch(nn.Module):
 class _Block(nn.Module):
     """Transformer block; the time modulation is shared by all blocks but for a table of offsets (arXiv 2310.00426).
 
-    What a branch adds is standardised over the training batch, and its gate is bounded: else its weights make one channel,
-    the same in all tokens, grow by thousands, and since tokens are normalised before they are read, all else is lost.
+    What a branch adds is standardised over the training batch, and its gate is bounded: else its weights make one
+    channel, the same in all tokens, grow by thousands, and since tokens are normalised before they are read, all else
+    is lost.
     """
 
     def __init__(self, width: int, heads: int, prompt_width: int | None) -> None:
