@@ -1,6 +1,6 @@
 """Does what is retrieved tell of the texture that is lost: how well its statistics are predicted with and without it.
 
-python benchmarks/prompt_information.py LR HR [--model FOLDER] [--memory FILE] [--limit 64]
+python benchmarks/prompt_information.py LR HR [--model FOLDER] [--memory FILE] [--size 16] [--limit 64]
 
 The texture of a latent patch in numbers: the logarithm of the mean squared difference of neighbours, of each channel,
 down and across. Those of the true patch are predicted linearly from those of the restored one and its confidence, then
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("hr", type=Path)
     parser.add_argument("--model", default=None)
     parser.add_argument("--memory", type=Path, default=None, help="instead of the model's own")
+    parser.add_argument("--size", type=int, default=None, help="side of a patch in latents; else the model's")
     parser.add_argument("--limit", type=int, default=None)
     arguments = parser.parse_args()
     pipeline = PatchScalerPipeline.from_pretrained(arguments.model)
@@ -43,7 +44,7 @@ def main() -> None:
     if arguments.memory is not None:
         memory = ReferenceTextureMemory.load(arguments.memory)
     assert memory is not None
-    size, count = pipeline.sampling.patch_size, pipeline.sampling.prompt_count
+    size, count = arguments.size or pipeline.sampling.patch_size, pipeline.sampling.prompt_count
     generator = torch.Generator().manual_seed(0)
     known: dict[str, list[Tensor]] = {}
     pairs = read_pairs(arguments.lr, arguments.hr, arguments.limit)
