@@ -149,7 +149,7 @@ def _attend(
 
 
 class Standardise(nn.Module):
-    """Each channel of tokens to mean 0 and deviation 1: of the batch in training, and of the batches seen after it.
+    """Brings each channel of tokens to mean 0 and deviation 1: over the batch in training, then by running statistics.
 
     A layer norm lets one channel, the same in all tokens, drown the others; here none can be larger than the rest, and
     what all tokens share goes. In use it is one product and one sum for each channel, whatever the batch.
