@@ -108,6 +108,12 @@ def test_a_resumed_run_repeats_the_losses(run, make_pipeline, tiles, tmp_path):
     after, expected = parameters(pipeline), parameters(run.pipeline)
     for name in run.learning:
         torch.testing.assert_close(after[name], expected[name], rtol=1e-5, atol=1e-6)
+    statistics, wanted = (
+        dict(pipeline.patch_dit.named_buffers()),
+        dict(run.pipeline.patch_dit.named_buffers()),
+    )
+    for name, value in wanted.items():
+        torch.testing.assert_close(statistics[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_a_finished_run_has_nothing_to_resume(run, make_pipeline, tiles, tmp_path):

@@ -75,10 +75,11 @@ def train(
     for value in parameters.values():
         value.data.copy_(broadcast(value.data))  # type: ignore[arg-type]
     averaged = {name: value for name, value in parameters.items() if not name.startswith("adversary.")}
+    kept = stage.state_dict().keys()
     state = TrainingState(
         parameters,
         {name: value.detach().clone() for name, value in averaged.items()},
-        dict(stage.adversary.named_buffers()) if stage.adversary is not None else {},
+        {name: value for name, value in stage.named_buffers() if name in kept},
         _optimizer(stage, recipe, device),
     )
     elapsed = 0.0
