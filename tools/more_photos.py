@@ -127,6 +127,7 @@ def cut(path: Path, most: int) -> tuple[np.ndarray, list[tuple[np.ndarray, bytes
 def unpack(url: str, cache: Path | None, folder: Path) -> None:
     """Downloads a package and unpacks its pictures into a folder."""
     archive = (cache or folder.parent) / url.rsplit("/", 1)[-1]
+    archive.parent.mkdir(parents=True, exist_ok=True)
     if not archive.exists():
         urllib.request.urlretrieve(url, archive)
     command = ["dpkg-deb", "--fsys-tarfile"] if archive.suffix == ".deb" else ["gzip", "-dc"]
@@ -137,6 +138,14 @@ def unpack(url: str, cache: Path | None, folder: Path) -> None:
         for member in tar:
             if member.isfile() and PHOTO.search(member.name):
                 tar.extract(member, folder, filter="data")
+
+
+def expand(packages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The packages, those of a family (`each`) one by one."""
+    for package in packages:
+        for each in package.get("each", [""]):
+            name, path = package["name"] + each, package["path"].replace("{each}", each)
+            yield package | {"slug": package["slug"] + each, "name": name, "path": path}
 
 
 def photos(package: dict[str, Any], folder: Path, barred: set[str]) -> Iterator[tuple[str, Path]]:
@@ -160,7 +169,7 @@ def main() -> None:
     parser.add_argument("--only", action="append")
     args = parser.parse_args()
     listed = yaml.safe_load(Path(__file__).with_name("photos.yaml").read_text(encoding="utf-8"))["packages"]
-    packages = [each for each in listed if not args.only or each["slug"] in args.only]
+    packages = [each for each in expand(listed) if not args.only or each["slug"] in args.only]
     mirrors = dict(text.split("=", 1) for text in args.mirror if "=" in text)
     if missing := sorted({package["registry"] for package in packages} - mirrors.keys()):
         parser.error(f"say where packages of {', '.join(missing)} are: --mirror {missing[0]}=URL")
